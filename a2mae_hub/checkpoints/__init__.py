@@ -1,0 +1,1 @@
+"""Checkpoints embedded in the wheel."""
