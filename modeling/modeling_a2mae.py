@@ -1,0 +1,667 @@
+"""A2-MAE: an anchor-aware masked autoencoder over sets of satellite images.
+
+Top to bottom: attention, layer, encoder (`A2MAEModel`), decoder, pre-training, backbone. Every model takes the batch that
+`A2MAEImageProcessor` returns: token-major patches with their physical coordinates. The encoder never masks; pre-training
+drops the hidden tokens from the batch before it is embedded.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_a2mae import A2MAEConfig
+from .embeddings_a2mae import (
+    A2MAECoordinates,
+    A2MAEPatchEmbedding,
+    A2MAESpectralNetwork,
+    ReleasedCoordinates,
+    gather_images,
+)
+from .grids_a2mae import fold_tokens, fuse_on_anchor_grid, grid_positions, take_tokens
+from .masking_a2mae import UNKNOWN_TIME, anchor_aware_mask, most_hidden_tokens, most_visible_tokens
+
+
+class A2MAEInputs(TypedDict, total=False):
+    """The batch, besides `pixel_values`: B sets, T images, L tokens, C bands at most, P patch size.
+
+    `A2MAEImageProcessor` returns exactly this. Whatever is left out counts as unknown.
+    """
+
+    pixel_mask: torch.Tensor  # (B, L, C, P·P) bool, True where a value is real
+    attention_mask: torch.Tensor  # (B, L) bool, True where the token exists
+    image_ids: torch.Tensor  # (B, L) int64, the image of each token
+    patch_positions: torch.Tensor  # (B, L, 2) metres north and east of the footprint centre
+    band_wavelengths: torch.Tensor  # (B, T, C) nanometres, 0 where the band is absent
+    band_widths: torch.Tensor  # (B, T, C) nanometres
+    ground_resolutions: torch.Tensor  # (B, T) metres per pixel
+    acquisition_times: torch.Tensor  # (B, T) int64 minutes since 2000-01-01 UTC, the smallest int64 = unknown
+    source_ids: torch.Tensor  # (B, T) int64, equal for images of one sensor
+    geographic_codes: torch.Tensor  # (B, 8) int64 GeoSOT codes of the corners, −1 = unknown
+    anchor_ids: torch.Tensor  # (B,) int64, the anchor image
+    grid_shapes: torch.Tensor  # (B, T, 2) rows and columns of patches
+
+
+TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions", "grid_positions")
+BATCH_KEYS = ("pixel_values", *A2MAEInputs.__annotations__)
+
+
+@dataclass
+class A2MAEForPreTrainingOutput(ModelOutput):
+    """Output of `A2MAEForPreTraining`.
+
+    Args:
+        loss: Scalar, mean squared error over the decoded, valid values.
+        logits: (B, M, C, P·P) predicted values in the units of `pixel_values` (of the normalised patch under
+            `normalize_targets`).
+        token_ids: (B, M) int64, the token that each prediction is for; −1 where it is padding.
+        mask: (B, L) bool, True where a token was hidden from the encoder.
+        hidden_states: Hidden states of the encoder, when asked for.
+        attentions: Attention weights of the encoder, when asked for (eager attention only).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    token_ids: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend in plain tensor algebra; all of (B, heads, tokens, head width), the result (B, tokens, heads, head width)."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class A2MAEAttention(nn.Module):
+    """Multi-head attention of tokens to themselves, or to a memory."""
+
+    def __init__(self, config: A2MAEConfig, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = width // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the attended states (B, tokens, width), and the weights where the implementation has them."""
+        source = hidden_states if memory is None else memory
+        heads = (-1, self.head_dim)
+        query = self.q_proj(hidden_states).unflatten(-1, heads).transpose(1, 2)
+        key = self.k_proj(source).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(source).unflatten(-1, heads).transpose(1, 2)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        attended, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(attended.flatten(2)), weights
+
+
+class A2MAEMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: A2MAEConfig, width: int, inner_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner_width)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(inner_width, width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return (B, tokens, width)."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class A2MAELayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer; with a memory, its tokens attend to the memory instead of to themselves."""
+
+    def __init__(self, config: A2MAEConfig, width: int, num_heads: int, inner_width: int) -> None:
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = A2MAEAttention(config, width, num_heads)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = A2MAEMLP(config, width, inner_width)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Return (B, tokens, width)."""
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, memory, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class A2MAEPreTrainedModel(PreTrainedModel):
+    """Weights initialisation, and what the library needs to know about the family."""
+
+    config: A2MAEConfig
+    config_class = A2MAEConfig
+    base_model_prefix = "a2mae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("A2MAEPatchEmbedding", "A2MAELayer", "A2MAEDecoder")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": A2MAELayer, "attentions": A2MAEAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, A2MAEModel):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, A2MAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, A2MAEPatchEmbedding):
+            init.xavier_uniform_(module.projection.weight)
+        elif isinstance(module, A2MAESpectralNetwork):
+            # Mixing weights of order one, so that virtual bands have the scale of the bands.
+            for linear in (module.fc1, module.fc2):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
+        elif isinstance(module, A2MAECoordinates):
+            # Positions and images have to stand out against the patch from the start; the place is learned slowly.
+            for linear in (module.position, module.image, module.identity):
+                if linear is not None:
+                    init.normal_(linear.weight, std=linear.in_features**-0.5)
+
+
+class A2MAEModel(A2MAEPreTrainedModel):
+    """The anchor-aware encoder: any set of images of one place → one token per patch, and one vector for the set."""
+
+    def __init__(self, config: A2MAEConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        coordinates = ReleasedCoordinates if config.coordinate_layout == "released" else A2MAECoordinates
+        self.patch_embedding = A2MAEPatchEmbedding(config)
+        self.coordinates = coordinates(config, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.layers = nn.ModuleList(
+            A2MAELayer(config, width, config.num_attention_heads, config.intermediate_size)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding."""
+        return self.patch_embedding
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        patch_positions: torch.Tensor | None = None,
+        band_wavelengths: torch.Tensor | None = None,
+        band_widths: torch.Tensor | None = None,
+        ground_resolutions: torch.Tensor | None = None,
+        acquisition_times: torch.Tensor | None = None,
+        source_ids: torch.Tensor | None = None,
+        geographic_codes: torch.Tensor | None = None,
+        anchor_ids: torch.Tensor | None = None,
+        grid_shapes: torch.Tensor | None = None,
+        grid_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode every token of the batch; nothing is masked.
+
+        Args:
+            pixel_values: (B, L, C, P·P) float, standardised patches, 0 where a band is absent or a value invalid.
+            pixel_mask: See `A2MAEInputs` for this and the following.
+            attention_mask: Ditto.
+            image_ids: Ditto.
+            patch_positions: Ditto.
+            band_wavelengths: Ditto; required unless `spectral_projection="identity"`.
+            band_widths: Ditto.
+            ground_resolutions: Ditto.
+            acquisition_times: Ditto.
+            source_ids: Not used by the encoder; taken so that a batch can be passed whole.
+            geographic_codes: Ditto.
+            anchor_ids: Not used by the encoder.
+            grid_shapes: Only used by `coordinate_layout="released"`.
+            grid_positions: (B, L, 2) int64 row and column of each token; follows from `grid_shapes` unless tokens were
+                dropped. Only used by `coordinate_layout="released"`.
+            **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention
+                implementation.
+
+        Returns:
+            `last_hidden_state` (B, 1 + L, hidden_size), the class token first, and `pooler_output` (B, hidden_size), twice as
+            wide for `pooling="mean_std"`.
+
+        Raises:
+            ValueError: The batch does not fit the checkpoint; the message names the key.
+        """
+        batch = complete_batch(
+            self.config,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            attention_mask=attention_mask,
+            image_ids=image_ids,
+            patch_positions=patch_positions,
+            band_wavelengths=band_wavelengths,
+            band_widths=band_widths,
+            ground_resolutions=ground_resolutions,
+            acquisition_times=acquisition_times,
+            source_ids=source_ids,
+            geographic_codes=geographic_codes,
+            anchor_ids=anchor_ids,
+            grid_shapes=grid_shapes,
+            grid_positions=grid_positions,
+        )
+        patches = self.patch_embedding(batch)
+        patches = patches + self.coordinates(batch).to(patches.dtype)
+        hidden_states = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        exists = with_class_token(batch.get("attention_mask"))
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=exists)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=pool(hidden_states, batch.get("attention_mask"), self.config.pooling),
+        )
+
+
+def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Check a batch, and fill in what the modules need to be there: unknown where nothing is known.
+
+    Raises:
+        ValueError: The batch does not fit the configuration; the message names the key.
+    """
+    batch = {key: value for key, value in inputs.items() if value is not None}
+    pixel_values = batch["pixel_values"]
+    if pixel_values.dim() != 4 or pixel_values.shape[-1] != config.patch_size**2:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, but this checkpoint takes (sets, tokens, bands,"
+            f" {config.patch_size}·{config.patch_size}); use A2MAEImageProcessor with patch_size={config.patch_size}."
+        )
+    if config.spectral_projection == "basis" and not {"band_wavelengths", "band_widths"} <= batch.keys():
+        raise ValueError(
+            "band_wavelengths or band_widths is missing from the batch, without which the bands cannot be told apart;"
+            " pass both in nanometres, as A2MAEImageProcessor does."
+        )
+    per_image = ("band_wavelengths", "ground_resolutions", "acquisition_times", "source_ids", "grid_shapes")
+    num_images = next((batch[key].shape[1] for key in per_image if key in batch), 1)
+    num_sets, num_tokens = pixel_values.shape[:2]
+    integers = {"dtype": torch.int64, "device": pixel_values.device}
+    batch.setdefault("image_ids", torch.zeros(num_sets, num_tokens, **integers))
+    # No band at all: nothing is known of the spectrum, and none is absent.
+    batch.setdefault("band_wavelengths", pixel_values.new_zeros(num_sets, num_images, 0))
+    batch.setdefault("band_widths", torch.zeros_like(batch["band_wavelengths"]))
+    batch.setdefault("ground_resolutions", pixel_values.new_zeros(num_sets, num_images))
+    batch.setdefault("acquisition_times", torch.full((num_sets, num_images), UNKNOWN_TIME, **integers))
+    batch.setdefault("source_ids", torch.zeros(num_sets, num_images, **integers))
+    batch.setdefault("anchor_ids", torch.zeros(num_sets, **integers))
+    if config.coordinate_layout == "released" and "grid_shapes" in batch:
+        batch.setdefault("grid_positions", grid_positions(batch["image_ids"], batch["grid_shapes"]))
+    return batch
+
+
+def with_class_token(exists: torch.Tensor | None) -> torch.Tensor | None:
+    """Prepend the class token, which always exists, to a (B, L) bool mask."""
+    return None if exists is None else nn.functional.pad(exists, (1, 0), value=True)
+
+
+def pool(hidden_states: torch.Tensor, exists: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """Summarise (B, 1 + L, D) hidden states, of which L (B, L) bool exist, as (B, D) or (B, 2D)."""
+    if pooling == "class":
+        return hidden_states[:, 0]
+    patches = hidden_states[:, 1:]
+    weights = torch.ones_like(patches[..., :1]) if exists is None else exists[..., None].to(patches.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    mean = (patches * weights).sum(1)
+    if pooling == "mean":
+        return mean
+    variance = ((patches - mean[:, None]).square() * weights).sum(1)
+    return torch.cat([mean, (variance + 1e-6).sqrt()], dim=-1)
+
+
+class A2MAEDecoder(nn.Module):
+    """Predict the pixels of tokens from the encoded visible ones and the coordinates of both.
+
+    With `decoder_attention="self"` all tokens attend to all; with "cross" the predicted tokens attend to the visible ones only.
+    """
+
+    def __init__(self, config: A2MAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.decoder_hidden_size
+        released = config.coordinate_layout == "released"
+        self.crosses = config.decoder_attention == "cross"
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.coordinates = (
+            ReleasedCoordinates(config, width, of_own_image=True)
+            if released
+            else A2MAECoordinates(config, width, tells_images_apart=True)
+        )
+        self.memory_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if self.crosses else None
+        self.layers = nn.ModuleList(
+            A2MAELayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        mixes_bands = config.spectral_projection == "basis"
+        self.spectral_network = A2MAESpectralNetwork(config) if mixes_bands else None
+        self.num_virtual = config.spectral_basis_size if mixes_bands else config.num_channels
+        self.projection = nn.Linear(width, self.num_virtual * config.patch_size**2)
+
+    def forward(
+        self,
+        latent: torch.Tensor,
+        visible: dict[str, torch.Tensor],
+        target: dict[str, torch.Tensor],
+        visible_ids: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Predict the tokens of a batch.
+
+        Args:
+            latent: (B, 1 + K, hidden_size) encoded visible tokens, the class token first.
+            visible: The batch of the K visible tokens.
+            target: The batch of the M tokens to predict; under "self" that of all L tokens.
+            visible_ids: (B, K) int64, the place of the visible tokens among all.
+            **kwargs: Arguments of the attention implementation.
+
+        Returns:
+            (B, M, C, P·P) predicted values, in the bands of the image of each token.
+        """
+        class_token, encoded = self.embed(latent).split([1, latent.shape[1] - 1], dim=1)
+        queries = self.mask_token + self.coordinates(target).to(encoded.dtype)
+        if self.crosses:
+            encoded = encoded + self.coordinates(visible).to(encoded.dtype)
+            memory = self.memory_layernorm(torch.cat([class_token, encoded], dim=1))
+            exists, hidden_states = with_class_token(visible.get("attention_mask")), queries
+        else:
+            # What is padding among the visible is left as it stands, a masked token.
+            places = visible_ids[..., None].expand_as(encoded)
+            change = encoded - self.mask_token
+            if "attention_mask" in visible:
+                change = change * visible["attention_mask"][..., None]
+            hidden_states = torch.cat([class_token, queries.scatter_add(1, places, change)], dim=1)
+            exists, memory = with_class_token(target.get("attention_mask")), None
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=exists, encoder_hidden_states=memory
+        )
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, mask, memory, **kwargs)
+        if not self.crosses:
+            hidden_states = hidden_states[:, 1:]
+        predicted = self.projection(self.layernorm(hidden_states)).unflatten(-1, (self.num_virtual, -1))
+        if self.spectral_network is None:
+            return predicted
+        weights = self.spectral_network(target["band_wavelengths"], target["band_widths"])
+        return gather_images(weights, target["image_ids"]) @ predicted
+
+
+class A2MAEForPreTraining(A2MAEPreTrainedModel):
+    """The masked autoencoder: hide patches by the anchor-aware rule, predict them from the rest of the set."""
+
+    def __init__(self, config: A2MAEConfig) -> None:
+        super().__init__(config)
+        self.a2mae = A2MAEModel(config)
+        self.decoder = A2MAEDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        **inputs: Unpack[A2MAEInputs],
+    ) -> A2MAEForPreTrainingOutput:
+        """Mask, encode, decode, and compare.
+
+        Args:
+            pixel_values: (B, L, C, P·P) float, standardised patches.
+            noise: (B, 2, L) standard normal numbers from which the mask follows; drawn when left out.
+            mask: (B, L) bool, True where a token is to be hidden, instead of the anchor-aware rule.
+            **inputs: The rest of the batch, see `A2MAEInputs`, and the keyword arguments of `A2MAEModel.forward`.
+
+        Returns:
+            Loss, predictions, the tokens they are for, and the mask.
+
+        Raises:
+            ValueError: The batch does not fit the checkpoint; the message names the key.
+        """
+        kwargs = {key: inputs.pop(key) for key in list(inputs) if key not in BATCH_KEYS}
+        batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
+        exists = batch.get("attention_mask", torch.ones_like(batch["image_ids"])).bool()
+        if noise is None:
+            noise = torch.randn(exists.shape[0], 2, exists.shape[1], device=exists.device)
+        visible = self.draw_visible(batch, exists, noise) if mask is None else exists & ~mask.bool()
+        hidden = exists & ~visible
+        if self.training:
+            batch = self.drop_metadata(batch)
+
+        at_most = most_visible_tokens(exists.shape[1], self.config.mask_ratio) if mask is None else None
+        visible_ids, visible_batch = select_tokens(batch, visible, at_most)
+        encoded = self.a2mae(**visible_batch, **kwargs)
+
+        wanted = exists if mask is None and self.config.mask_ratio == 0 else hidden
+        if self.config.decoder_attention == "self":
+            decoded, target_batch = wanted, batch
+            token_ids = torch.arange(exists.shape[1], device=exists.device).expand_as(exists)
+            token_ids = torch.where(exists, token_ids, -1)
+        else:
+            at_most = self.count_targets(wanted, batch["ground_resolutions"].shape[1], mask_is_drawn=mask is None)
+            token_ids, target_batch = select_tokens(batch, wanted, at_most, priority=noise[:, 1])
+            decoded = target_batch["attention_mask"]
+            token_ids = torch.where(decoded, token_ids, -1)
+        logits = self.decoder(encoded.last_hidden_state, visible_batch, target_batch, visible_ids)
+        return A2MAEForPreTrainingOutput(
+            loss=reconstruction_loss(logits, target_batch, decoded, self.config.normalize_targets),
+            logits=logits,
+            token_ids=token_ids,
+            mask=hidden,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def draw_visible(self, batch: dict[str, torch.Tensor], exists: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Return (B, L) bool, True where a token stays visible under the masking rule of the configuration."""
+        positions = batch.get("patch_positions", noise.new_zeros(*exists.shape, 2))
+        return anchor_aware_mask(
+            noise.float(),
+            batch["image_ids"],
+            exists,
+            positions,
+            batch["ground_resolutions"],
+            batch["acquisition_times"],
+            batch["source_ids"],
+            batch["anchor_ids"],
+            strategy=self.config.masking_strategy,
+            mask_ratio=self.config.mask_ratio,
+            same_sensor_days=self.config.same_sensor_days,
+            other_sensor_days=self.config.other_sensor_days,
+        )
+
+    def drop_metadata(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Make place, time and scale unknown, each in a random share of the sets."""
+        unknown = {"geographic_codes": -1, "acquisition_times": UNKNOWN_TIME, "ground_resolutions": 0}
+        dropped = {}
+        for key in unknown.keys() & batch.keys():
+            lost = torch.rand(batch[key].shape[0], 1, device=batch[key].device) < self.config.metadata_dropout
+            dropped[key] = batch[key].masked_fill(lost, unknown[key])
+        return {**batch, **dropped}
+
+    def count_targets(self, wanted: torch.Tensor, num_images: int, mask_is_drawn: bool) -> int:
+        """Return how many tokens at most are decoded; from shapes alone where the mask is drawn by the rule."""
+        if mask_is_drawn:
+            count = most_hidden_tokens(wanted.shape[1], num_images, self.config.mask_ratio or 1.0)
+        else:
+            count = int(wanted.sum(1).max())
+        return math.ceil(count * self.config.decode_ratio) if self.training else count
+
+
+def select_tokens(
+    batch: dict[str, torch.Tensor], chosen: torch.Tensor, at_most: int | None, priority: torch.Tensor | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Keep the chosen tokens of a batch.
+
+    Args:
+        batch: The batch of L tokens.
+        chosen: (B, L) bool.
+        at_most: Length K of the result; None takes the most chosen in any set.
+        priority: (B, L), where more are chosen than fit the lowest stay; None keeps the order of the tokens.
+
+    Returns:
+        (B, K) int64 indices of the tokens, and their batch, whose `attention_mask` is False where a set has fewer than K.
+    """
+    if at_most is None:
+        at_most = max(1, int(chosen.sum(1).max()))
+    if priority is None:
+        order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
+    else:
+        order = priority.masked_fill(~chosen, math.inf).argsort(dim=1)
+    token_ids = order[:, :at_most]
+    taken = {key: take_tokens(batch[key], token_ids) for key in TOKEN_KEYS if key in batch}
+    return token_ids, {**batch, **taken, "attention_mask": take_tokens(chosen, token_ids)}
+
+
+def reconstruction_loss(
+    predicted: torch.Tensor, target: dict[str, torch.Tensor], decoded: torch.Tensor, normalize_targets: bool
+) -> torch.Tensor:
+    """Return the mean squared error over the values that were decoded and are valid.
+
+    Args:
+        predicted: (B, M, C, P·P).
+        target: The batch of the M tokens.
+        decoded: (B, M) bool, True where a token counts.
+        normalize_targets: Compare with each patch after removing its mean and standard deviation over bands and pixels.
+    """
+    pixels = target["pixel_values"].float()
+    valid = decoded[:, :, None, None]
+    if "pixel_mask" in target:
+        valid = valid & target["pixel_mask"]
+    if target["band_wavelengths"].shape[2]:
+        valid = valid & gather_images(target["band_wavelengths"] > 0, target["image_ids"])[..., None]
+    valid = valid.expand_as(pixels).float() if normalize_targets else valid.float()
+    if normalize_targets:
+        count = valid.sum((2, 3), keepdim=True)
+        mean = (pixels * valid).sum((2, 3), keepdim=True) / count.clamp(min=1)
+        variance = ((pixels - mean).square() * valid).sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)
+        pixels = (pixels - mean) / (variance + 1e-6).sqrt()
+    error = (predicted.float() - pixels).square() * valid
+    return error.sum() / valid.expand_as(error).sum().clamp(min=1)
+
+
+class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
+    """The encoder as a backbone: feature maps of chosen layers, per set or per image."""
+
+    def __init__(self, config: A2MAEConfig) -> None:
+        super().__init__(config)
+        self.a2mae = A2MAEModel(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding."""
+        return self.a2mae.patch_embedding
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **inputs: Unpack[A2MAEInputs]) -> BackboneOutput:
+        """Encode the batch and fold the layers named in `config.out_features` into maps.
+
+        Args:
+            pixel_values: (B, L, C, P·P) float, standardised patches.
+            **inputs: The rest of the batch, see `A2MAEInputs`; `grid_shapes` is required, and `patch_positions` and
+                `ground_resolutions` are for `feature_fusion="set"`. Also the keyword arguments of `A2MAEModel.forward`.
+
+        Returns:
+            `feature_maps`, one per stage: (B, hidden_size, H, W) on the patch grid of the anchor for
+            `feature_fusion="set"`, every date and sensor having one vote; (B, T, hidden_size, H, W), zero beyond the grid of an
+            image, for "image".
+
+        Raises:
+            ValueError: The batch lacks what folding needs; the message names the key.
+        """
+        fuse = self.config.feature_fusion == "set"
+        for key in ("grid_shapes", "patch_positions", "ground_resolutions") if fuse else ("grid_shapes",):
+            if inputs.get(key) is None:
+                raise ValueError(
+                    f"{key} is missing from the batch, without which tokens cannot be laid out as a map; pass the whole"
+                    " output of A2MAEImageProcessor."
+                )
+        batch = complete_batch(
+            self.config, pixel_values=pixel_values, **{key: inputs[key] for key in BATCH_KEYS if key in inputs}
+        )
+        encoded = self.a2mae(pixel_values, **inputs)
+        feature_maps = []
+        for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True):
+            if stage not in self.out_features:
+                continue
+            tokens = self.a2mae.layernorm(hidden_states)[:, 1:]
+            if fuse:
+                feature_map = fuse_on_anchor_grid(
+                    tokens,
+                    batch.get("attention_mask"),
+                    batch["image_ids"],
+                    batch["patch_positions"],
+                    batch["ground_resolutions"],
+                    batch["anchor_ids"],
+                    batch["grid_shapes"],
+                    self.config.patch_size,
+                )
+            else:
+                feature_map, _ = fold_tokens(tokens, batch["grid_shapes"])
+            feature_maps.append(feature_map)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+
+__all__ = ["A2MAEBackbone", "A2MAEForPreTraining", "A2MAEModel", "A2MAEPreTrainedModel"]
