@@ -18,9 +18,9 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         patch_size: Side of a patch in pixels, whatever the ground resolution of the image.
-        spectral_projection: "basis" mixes the bands of any sensor into `spectral_basis_size` virtual bands, with weights
-            that follow from wavelength and width. "identity" takes `num_channels` bands as they come, as the released
-            network does.
+        spectral_projection: "basis" mixes the bands of any sensor into `spectral_basis_size` virtual bands, with
+            weights that follow from wavelength and width. "identity" takes `num_channels` bands as they come, as the
+            released network does.
         spectral_hidden_size: Width of the network from wavelength features to mixing weights.
         num_channels: Bands per image under `spectral_projection="identity"`; unused otherwise.
         coordinate_layout: "summed" adds learned projections of ground position, scale, time, spectrum and place.
@@ -29,21 +29,21 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         geographic_level: Leading bits of each GeoSOT coordinate that the model sees, 1 to 32. 21 bits resolve one arc
             second (31 m of latitude); finer bits are noise to learn by heart. Unused by the released layout, which
             reads all 32.
-        metadata_dropout: Probability with which pre-training hides each of place, time and scale of a set, so that a model
-            also answers without them.
-        mask_ratio: Share of the tokens of an image that is hidden in pre-training, in [0, 1). With 0 nothing is hidden, and
-            the loss is taken over all tokens.
+        metadata_dropout: Probability with which pre-training hides each of place, time and scale of a set, so that a
+            model also answers without them.
+        mask_ratio: Share of the tokens of an image that is hidden in pre-training, in [0, 1). With 0 nothing is hidden,
+            and the loss is taken over all tokens.
         masking_strategy: "anchor", "independent", "tube" or "random"; see `masking_a2mae.py`.
         same_sensor_days: Time gap in days at which the mask of an image no longer follows that of an anchor of the same
             sensor.
         other_sensor_days: The same for an anchor of another sensor.
-        decoder_attention: "self" runs the decoder over all tokens, as MAE and the released network do. "cross" lets masked tokens
-            attend to the visible ones only, which costs a fraction.
+        decoder_attention: "self" runs the decoder over all tokens, as MAE and the released network do. "cross" lets
+            masked tokens attend to the visible ones only, which costs a fraction.
         decode_ratio: Share of the masked tokens decoded in a training step under `decoder_attention="cross"`. Outside
             training, all are.
         normalize_targets: Predict each patch after removing its own mean and standard deviation.
-        pooling: What `pooler_output` holds: the "class" token, the "mean" of the patch tokens, or their mean followed by their
-            standard deviation ("mean_std", twice as wide).
+        pooling: What `pooler_output` holds: the "class" token, the "mean" of the patch tokens, or their mean followed
+            by their standard deviation ("mean_std", twice as wide).
         feature_fusion: Feature maps of the backbone: "set" fuses the images of a set on the anchor's patch grid,
             "image" gives one map per image.
 
@@ -119,14 +119,12 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in positive.split():
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0.")
-        for width, heads in (
+        for size, heads in (
             ("hidden_size", "num_attention_heads"),
             ("decoder_hidden_size", "decoder_num_attention_heads"),
         ):
-            if getattr(self, width) % getattr(self, heads):
-                raise ValueError(
-                    f"{width}={getattr(self, width)} must be a multiple of {heads}={getattr(self, heads)}."
-                )
+            if getattr(self, size) % getattr(self, heads):
+                raise ValueError(f"{size}={getattr(self, size)} must be a multiple of {heads}={getattr(self, heads)}.")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and less than 1.")
         if not 0 < self.decode_ratio <= 1:
@@ -144,7 +142,8 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
             if self.decoder_hidden_size % 4:
                 raise ValueError(
-                    f"coordinate_layout='released' needs decoder_hidden_size={self.decoder_hidden_size} to be a multiple of 4."
+                    "coordinate_layout='released' needs a multiple of 4 for"
+                    f" decoder_hidden_size={self.decoder_hidden_size}."
                 )
 
     @classmethod

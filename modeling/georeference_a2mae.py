@@ -1,7 +1,7 @@
 """Where and when an image was taken: corner coordinates, metres on the ground, minutes since 2000.
 
-Positions live in a local frame of true metres, north and east of the centre of a footprint. Degrees, Web Mercator (whose
-metres are 1/cos(latitude) too long) and images of neighbouring UTM zones therefore agree with each other.
+Positions live in a local frame of true metres, north and east of the centre of a footprint. Degrees, Web Mercator
+(whose metres are 1/cos(latitude) too long) and images of neighbouring UTM zones therefore agree with each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from .masking_a2mae import UNKNOWN_TIME
 _EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
 _FIRST_YEAR, _LAST_YEAR = 1970, 2100
 
-# World Geodetic System 1984: semi-major axis in metres and squared first eccentricity (NIMA TR8350.2, table 3.1 and 3.3).
+# World Geodetic System 1984: semi-major axis in metres and squared first eccentricity (NIMA TR8350.2, table 3.1 and
+# 3.3).
 _SEMI_MAJOR_AXIS = 6378137.0
 _ECCENTRICITY_SQUARED = 6.69437999014e-3
 
@@ -75,8 +76,8 @@ def _read_time(acquired: Any, label: str) -> datetime:
     if isinstance(acquired, date):
         return datetime(acquired.year, acquired.month, acquired.day, tzinfo=timezone.utc)
     raise ValueError(
-        f"{label} has acquired={acquired!r} of type {type(acquired).__name__}: pass an ISO 8601 text, a datetime, a date, "
-        "a numpy datetime64, or None where it is unknown."
+        f"{label} has acquired={acquired!r} of type {type(acquired).__name__}: pass an ISO 8601 text, a datetime, a "
+        "date, a numpy datetime64, or None where it is unknown."
     )
 
 
@@ -95,8 +96,8 @@ def _parse_iso(text: str, label: str) -> datetime:
         return datetime.fromisoformat(f"{match['day']}T{match['clock'] or '00:00'}{offset}")
     except ValueError as reason:
         raise ValueError(
-            f"{label} has acquired={text!r}, which is no ISO 8601 time ({reason}): write it like '2020-01-23T10:56:29Z' "
-            "or '2020-01-23', or pass None where it is unknown."
+            f"{label} has acquired={text!r}, which is no ISO 8601 time ({reason}): write it like "
+            "'2020-01-23T10:56:29Z' or '2020-01-23', or pass None where it is unknown."
         ) from None
 
 
@@ -137,27 +138,32 @@ class Placement(NamedTuple):
 
 
 def place_images(
-    grids: Sequence[PixelGrid], anchor: int = 0, longitude: float | None = None, latitude: float | None = None
+    grids: Sequence[PixelGrid],
+    anchor: int = 0,
+    longitude: float | None = None,
+    latitude: float | None = None,
+    label: str = "the set",
 ) -> Placement:
     """Put the images of one set on the ground, in metres around the centre of the set's footprint.
 
-    The centre is that of the anchor image; where the anchor carries no georeference, the given longitude and latitude; without
-    those, the centre of the first georeferenced image. Images without georeference are centred there, north up.
+    The centre is that of the anchor image; where the anchor carries no georeference, the given longitude and latitude;
+    without those, the centre of the first georeferenced image. Images without georeference are centred there, north up.
 
     Args:
         grids: The T images of the set.
         anchor: Index of the anchor image.
         longitude: Degrees east of the centre of images without georeference.
         latitude: Degrees north of it.
+        label: Name of the set in errors.
 
     Returns:
         The corners of every image in metres, and those of the anchor in degrees.
 
     Raises:
-        ValueError: If coordinates are no place on Earth, a CRS cannot be read, rasterio is needed and missing, or an image
-            does not overlap the anchor's footprint.
+        ValueError: If coordinates are no place on Earth, a CRS cannot be read, rasterio is needed and missing, or an
+            image does not overlap the anchor's footprint.
     """
-    centre = _given_centre(longitude, latitude)
+    centre = _given_centre(longitude, latitude, label)
     located = {index: corners for index, corners in enumerate(_corner_degrees(grids)) if corners is not None}
     if located and (anchor in located or centre is None):
         centre = _middle(located.get(anchor, next(iter(located.values()))))
@@ -254,7 +260,7 @@ def to_degrees(metres: np.ndarray, centre: tuple[float, float]) -> np.ndarray:
 
 
 def crs_text(crs: Any) -> str | None:
-    """Return a coordinate reference system as text: an EPSG number, text, or an object with `to_wkt` (rasterio, pyproj)."""
+    """Return a CRS as text: from an EPSG number, a text, or an object with `to_wkt` (of rasterio or pyproj)."""
     if crs is None or isinstance(crs, str):
         return crs or None
     if isinstance(crs, (int, np.integer)):
@@ -282,15 +288,15 @@ def _middle(corners: np.ndarray) -> tuple[float, float]:
     return float(_wrap(first + _wrap(corners[:, 0] - first).mean())), float(corners[:, 1].mean())
 
 
-def _given_centre(longitude: float | None, latitude: float | None) -> tuple[float, float] | None:
+def _given_centre(longitude: float | None, latitude: float | None, label: str) -> tuple[float, float] | None:
     """Check the longitude and latitude given for a set, and return them as the centre."""
     if longitude is None and latitude is None:
         return None
     if longitude is None or latitude is None:
-        raise ValueError(f"The set has longitude {longitude} and latitude {latitude}: give both, or neither.")
+        raise ValueError(f"{label} has longitude {longitude} and latitude {latitude}: give both, or neither.")
     if not (-180 <= longitude <= 180 and -90 <= latitude <= 90):
         raise ValueError(
-            f"The set has longitude {longitude} and latitude {latitude}, which is no place on Earth: give degrees, "
+            f"{label} has longitude {longitude} and latitude {latitude}, which is no place on Earth: give degrees, "
             "longitude within ±180 and latitude within ±90."
         )
     return float(longitude), float(latitude)
@@ -329,11 +335,13 @@ def _check_degrees(corners: np.ndarray, grid: PixelGrid) -> None:
         return
     if not np.isfinite(corners).all():
         raise ValueError(
-            f"{grid.label} lies where its coordinate reference system {_short(grid.crs)} is not defined: check its crs and transform."
+            f"{grid.label} lies where its coordinate reference system {_short(grid.crs)} is not defined: check its crs "
+            "and transform."
         )
     raise ValueError(
-        f"{grid.label} has corners at longitude {longitude.min():.6g} to {longitude.max():.6g} and latitude {latitude.min():.6g} to "
-        f"{latitude.max():.6g}, which is no place on Earth: check that its transform is in the units of its crs {_short(grid.crs)}."
+        f"{grid.label} has corners at longitude {longitude.min():.6g} to {longitude.max():.6g} and latitude "
+        f"{latitude.min():.6g} to {latitude.max():.6g}, which is no place on Earth: check that its transform is in the "
+        f"units of its crs {_short(grid.crs)}."
     )
 
 
@@ -388,8 +396,9 @@ def _check_overlap(
         if index != anchor and not _overlap(corners[index], corners[anchor]):
             distance = np.linalg.norm(corners[index].mean(0) - corners[anchor].mean(0))
             raise ValueError(
-                f"{grids[index].label} does not overlap the anchor, {grids[anchor].label}: their centres are {distance / 1000:.4g} km "
-                "apart; a set holds images of one place, so put them into different sets or check crs and transform."
+                f"{grids[index].label} does not overlap the anchor, {grids[anchor].label}: their centres are "
+                f"{distance / 1000:.4g} km apart; a set holds images of one place, so put them into different sets or "
+                "check crs and transform."
             )
 
 

@@ -1,22 +1,12 @@
 """From tokens back to maps: the patch grid of every image, and one grid for a whole set.
 
-Tokens of an image follow one another row by row, images follow one another; `grid_shapes` says how many rows and columns.
+Tokens of an image follow one another row by row, images follow one another; `grid_shapes` says how many rows and
+columns.
 """
 
 import torch
 
-
-def first_tokens(grid_shapes: torch.Tensor) -> torch.Tensor:
-    """Return the index (B, T) of the first token of every image, from `grid_shapes` (B, T, 2)."""
-    sizes = grid_shapes.prod(-1)
-    return sizes.cumsum(1) - sizes
-
-
-def grid_positions(image_ids: torch.Tensor, grid_shapes: torch.Tensor) -> torch.Tensor:
-    """Return row and column (B, L, 2) int64 of every token on the patch grid of its image."""
-    index = torch.arange(image_ids.shape[1], device=image_ids.device) - first_tokens(grid_shapes).gather(1, image_ids)
-    columns = grid_shapes[..., 1].gather(1, image_ids).clamp(min=1)
-    return torch.stack([index // columns, index % columns], dim=-1)
+from .batch_a2mae import first_tokens, take_tokens
 
 
 def fold_tokens(tokens: torch.Tensor, grid_shapes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,14 +28,6 @@ def fold_tokens(tokens: torch.Tensor, grid_shapes: torch.Tensor) -> tuple[torch.
     token_ids = torch.where(inside, first_tokens(grid_shapes)[..., None, None] + row * columns + column, -1)
     maps = take_tokens(tokens, token_ids.clamp(min=0).flatten(1)) * inside.flatten(1)[..., None]
     return maps.unflatten(1, inside.shape[1:]).permute(0, 1, 4, 2, 3), token_ids
-
-
-def take_tokens(values: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Select tokens: (B, L, …) and (B, K) → (B, K, …)."""
-    num_sets, num_tokens = values.shape[:2]
-    first = torch.arange(num_sets, device=token_ids.device)[:, None] * num_tokens
-    # Whole rows are copied at once, several times faster than `gather` on an expanded index.
-    return values.flatten(0, 1).index_select(0, (first + token_ids).flatten()).unflatten(0, token_ids.shape)
 
 
 def fuse_on_anchor_grid(
@@ -105,7 +87,8 @@ def fuse_on_anchor_grid(
 def along_grid_axes(positions: torch.Tensor, grid_shape: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Turn positions (B, L, 2) so that the axes follow the grid with shape (B, 2) and tokens (B, H, W).
 
-    Grid north and true north differ by a few degrees in most projections; squares only overlap exactly along one of them.
+    Grid north and true north differ by a few degrees in most projections; squares only overlap exactly along one of
+    them.
     """
     rows, columns = grid_shape.unbind(-1)
     sets = torch.arange(positions.shape[0], device=positions.device)
@@ -119,5 +102,6 @@ def along_grid_axes(positions: torch.Tensor, grid_shape: torch.Tensor, token_ids
     direction = torch.where(length > 0, direction / length.clamp(min=1e-9), direction.new_tensor([0.0, 1.0]))
     east, north = direction[:, None, 1], direction[:, None, 0]
     return torch.stack(
-        [positions[..., 0] * east - positions[..., 1] * north, positions[..., 1] * east + positions[..., 0] * north], dim=-1
+        [positions[..., 0] * east - positions[..., 1] * north, positions[..., 1] * east + positions[..., 0] * north],
+        dim=-1,
     )

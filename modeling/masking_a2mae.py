@@ -1,26 +1,27 @@
 """Anchor-aware masking: which patches of an image set are hidden, from the metadata of one anchor image.
 
-The rule. One image of the set is the anchor. Its mask is drawn; the mask of every other image follows from what is known about
-both:
+The rule. One image of the set is the anchor. Its mask is drawn; the mask of every other image follows from what is
+known about both:
 
-- Another sensor at nearly the same time shows the same content. It hides the same ground, so that the answer cannot be copied
-  from one sensor to the other.
+- Another sensor at nearly the same time shows the same content. It hides the same ground, so that the answer cannot be
+  copied from one sensor to the other.
 - The same sensor at another time shows other content. It hides independently, and the images complement each other.
 - In between, the masks agree in part, less with every day between the two acquisitions.
 
-One number ρ in [0, 1] per image says how far its mask follows the anchor's (`correlation_with_anchor`). The mask lives on the
-ground, not on pixel indices: a field of normal noise is drawn on the patch grid of the coarsest image that follows the anchor,
-and every patch reads it where it lies (`nearest_reference_patch`), so images of different resolution hide the same places. The
-score of a patch is a Gaussian copula of that field and of noise of its own,
+One number ρ in [0, 1] per image says how far its mask follows the anchor's (`correlation_with_anchor`). The mask lives
+on the ground, not on pixel indices: a field of normal noise is drawn on the patch grid of the coarsest image that
+follows the anchor, and every patch reads it where it lies (`nearest_reference_patch`), so images of different
+resolution hide the same places. The score of a patch is a Gaussian copula of that field and of noise of its own,
 
     score = ρ · field(ground) + √(1 − ρ²) · own,
 
-and each image hides the patches with the highest scores, exactly its share of them (`lowest_scores`). The other strategies are other
-choices of ρ: "tube" sets it to 1 and "independent" to 0 for every image; "random" sets it to 0 and takes the share of
-the whole set instead of each image.
+and each image hides the patches with the highest scores, exactly its share of them (`lowest_scores`). The other
+strategies are other choices of ρ: "tube" sets it to 1 and "independent" to 0 for every image; "random" sets it to 0 and
+takes the share of the whole set instead of each image.
 
-All of it is a pure function of metadata and noise, without loops over sets or images. Source of the rule: arXiv 2406.08079; the
-release draws it for two cases (same flag as the first image, or another), without time and on patch indices.
+All of it is a pure function of metadata and noise, without loops over sets or images. Source of the rule: arXiv
+2406.08079; the release draws it for two cases (same flag as the first image, or another), without time and on patch
+indices.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def correlation_with_anchor(
 ) -> torch.Tensor:
     """Say how far the mask of each image follows that of the anchor.
 
-    ρ is 1 up to a gap of one day and falls along a raised cosine to 0 at `same_sensor_days` for the anchor's own sensor, at
-    `other_sensor_days` for another. Where a time is unknown only the sensor speaks, as in the release: 1 for
+    ρ is 1 up to a gap of one day and falls along a raised cosine to 0 at `same_sensor_days` for the anchor's own
+    sensor, at `other_sensor_days` for another. Where a time is unknown only the sensor speaks, as in the release: 1 for
     another sensor, 0 for the same one. The anchor follows itself.
 
     Args:
@@ -142,8 +143,8 @@ def coarsest_image(
 def nearest_reference_patch(patch_positions: torch.Tensor, is_reference: torch.Tensor) -> torch.Tensor:
     """Return, for every token, the index (B, L) of the reference token whose centre is nearest on the ground.
 
-    |p − q|² = |p|² − 2 p·q + |q|², of which |p|² does not matter for the nearest q: one matrix product, in float64 because
-    the squares of kilometres cancel, and because autocast and TF32 leave it alone.
+    |p − q|² = |p|² − 2 p·q + |q|², of which |p|² does not matter for the nearest q: one matrix product, in float64
+    because the squares of kilometres cancel, and because autocast and TF32 leave it alone.
     """
     precise = torch.float32 if patch_positions.device.type == "mps" else torch.float64
     patch = patch_positions.to(precise)

@@ -1,14 +1,13 @@
 """A2-MAE: an anchor-aware masked autoencoder over sets of satellite images.
 
-Top to bottom: attention, layer, encoder (`A2MAEModel`), decoder, pre-training, backbone. Every model takes the batch that
-`A2MAEImageProcessor` returns: token-major patches with their physical coordinates. The encoder never masks; pre-training
-drops the hidden tokens from the batch before it is embedded.
+Top to bottom: attention, layer, encoder (`A2MAEModel`), decoder, pre-training, backbone. Every model takes the batch
+that `A2MAEImageProcessor` returns: token-major patches with their physical coordinates. The encoder never masks;
+pre-training drops the hidden tokens from the batch before it is embedded.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import nn
@@ -24,40 +23,17 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .batch_a2mae import A2MAEKwargs, complete_batch, gather_images, select_tokens, split_batch
 from .configuration_a2mae import A2MAEConfig
 from .embeddings_a2mae import (
     A2MAECoordinates,
     A2MAEPatchEmbedding,
     A2MAESpectralNetwork,
+    FanInLinear,
     ReleasedCoordinates,
-    gather_images,
 )
-from .grids_a2mae import fold_tokens, fuse_on_anchor_grid, grid_positions, take_tokens
+from .grids_a2mae import fold_tokens, fuse_on_anchor_grid
 from .masking_a2mae import UNKNOWN_TIME, anchor_aware_mask, most_hidden_tokens, most_visible_tokens
-
-
-class A2MAEInputs(TypedDict, total=False):
-    """The batch, besides `pixel_values`: B sets, T images, L tokens, C bands at most, P patch size.
-
-    `A2MAEImageProcessor` returns exactly this. Whatever is left out counts as unknown.
-    """
-
-    pixel_mask: torch.Tensor  # (B, L, C, P·P) bool, True where a value is real
-    attention_mask: torch.Tensor  # (B, L) bool, True where the token exists
-    image_ids: torch.Tensor  # (B, L) int64, the image of each token
-    patch_positions: torch.Tensor  # (B, L, 2) metres north and east of the footprint centre
-    band_wavelengths: torch.Tensor  # (B, T, C) nanometres, 0 where the band is absent
-    band_widths: torch.Tensor  # (B, T, C) nanometres
-    ground_resolutions: torch.Tensor  # (B, T) metres per pixel
-    acquisition_times: torch.Tensor  # (B, T) int64 minutes since 2000-01-01 UTC, the smallest int64 = unknown
-    source_ids: torch.Tensor  # (B, T) int64, equal for images of one sensor
-    geographic_codes: torch.Tensor  # (B, 8) int64 GeoSOT codes of the corners, −1 = unknown
-    anchor_ids: torch.Tensor  # (B,) int64, the anchor image
-    grid_shapes: torch.Tensor  # (B, T, 2) rows and columns of patches
-
-
-TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions", "grid_positions")
-BATCH_KEYS = ("pixel_values", *A2MAEInputs.__annotations__)
 
 
 @dataclass
@@ -92,7 +68,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend in plain tensor algebra; all of (B, heads, tokens, head width), the result (B, tokens, heads, head width)."""
+    """Attend in plain algebra: inputs (B, heads, tokens, head width), result (B, tokens, heads, head width)."""
     weights = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -183,9 +159,9 @@ class A2MAEPreTrainedModel(PreTrainedModel):
     config_class = A2MAEConfig
     base_model_prefix = "a2mae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules = ("A2MAEPatchEmbedding", "A2MAELayer", "A2MAEDecoder")
+    _no_split_modules = ["A2MAEPatchEmbedding", "A2MAELayer", "A2MAEDecoder"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -200,21 +176,14 @@ class A2MAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
         elif isinstance(module, A2MAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
-        elif isinstance(module, A2MAEPatchEmbedding):
-            init.xavier_uniform_(module.projection.weight)
-        elif isinstance(module, A2MAESpectralNetwork):
-            # Mixing weights of order one, so that virtual bands have the scale of the bands.
-            for linear in (module.fc1, module.fc2):
-                init.normal_(linear.weight, std=linear.in_features**-0.5)
-        elif isinstance(module, A2MAECoordinates):
-            # Positions and images have to stand out against the patch from the start; the place is learned slowly.
-            for linear in (module.position, module.image, module.identity):
-                if linear is not None:
-                    init.normal_(linear.weight, std=linear.in_features**-0.5)
+        elif isinstance(module, FanInLinear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 class A2MAEModel(A2MAEPreTrainedModel):
     """The anchor-aware encoder: any set of images of one place → one token per patch, and one vector for the set."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012
 
     def __init__(self, config: A2MAEConfig) -> None:
         super().__init__(config)
@@ -276,8 +245,8 @@ class A2MAEModel(A2MAEPreTrainedModel):
                 implementation.
 
         Returns:
-            `last_hidden_state` (B, 1 + L, hidden_size), the class token first, and `pooler_output` (B, hidden_size), twice as
-            wide for `pooling="mean_std"`.
+            `last_hidden_state` (B, 1 + L, hidden_size), the class token first, and `pooler_output` (B, hidden_size),
+            twice as wide for `pooling="mean_std"`.
 
         Raises:
             ValueError: The batch does not fit the checkpoint; the message names the key.
@@ -313,41 +282,6 @@ class A2MAEModel(A2MAEPreTrainedModel):
         )
 
 
-def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Check a batch, and fill in what the modules need to be there: unknown where nothing is known.
-
-    Raises:
-        ValueError: The batch does not fit the configuration; the message names the key.
-    """
-    batch = {key: value for key, value in inputs.items() if value is not None}
-    pixel_values = batch["pixel_values"]
-    if pixel_values.dim() != 4 or pixel_values.shape[-1] != config.patch_size**2:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}, but this checkpoint takes (sets, tokens, bands,"
-            f" {config.patch_size}·{config.patch_size}); use A2MAEImageProcessor with patch_size={config.patch_size}."
-        )
-    if config.spectral_projection == "basis" and not {"band_wavelengths", "band_widths"} <= batch.keys():
-        raise ValueError(
-            "band_wavelengths or band_widths is missing from the batch, without which the bands cannot be told apart;"
-            " pass both in nanometres, as A2MAEImageProcessor does."
-        )
-    per_image = ("band_wavelengths", "ground_resolutions", "acquisition_times", "source_ids", "grid_shapes")
-    num_images = next((batch[key].shape[1] for key in per_image if key in batch), 1)
-    num_sets, num_tokens = pixel_values.shape[:2]
-    integers = {"dtype": torch.int64, "device": pixel_values.device}
-    batch.setdefault("image_ids", torch.zeros(num_sets, num_tokens, **integers))
-    # No band at all: nothing is known of the spectrum, and none is absent.
-    batch.setdefault("band_wavelengths", pixel_values.new_zeros(num_sets, num_images, 0))
-    batch.setdefault("band_widths", torch.zeros_like(batch["band_wavelengths"]))
-    batch.setdefault("ground_resolutions", pixel_values.new_zeros(num_sets, num_images))
-    batch.setdefault("acquisition_times", torch.full((num_sets, num_images), UNKNOWN_TIME, **integers))
-    batch.setdefault("source_ids", torch.zeros(num_sets, num_images, **integers))
-    batch.setdefault("anchor_ids", torch.zeros(num_sets, **integers))
-    if config.coordinate_layout == "released" and "grid_shapes" in batch:
-        batch.setdefault("grid_positions", grid_positions(batch["image_ids"], batch["grid_shapes"]))
-    return batch
-
-
 def with_class_token(exists: torch.Tensor | None) -> torch.Tensor | None:
     """Prepend the class token, which always exists, to a (B, L) bool mask."""
     return None if exists is None else nn.functional.pad(exists, (1, 0), value=True)
@@ -370,7 +304,8 @@ def pool(hidden_states: torch.Tensor, exists: torch.Tensor | None, pooling: str)
 class A2MAEDecoder(nn.Module):
     """Predict the pixels of tokens from the encoded visible ones and the coordinates of both.
 
-    With `decoder_attention="self"` all tokens attend to all; with "cross" the predicted tokens attend to the visible ones only.
+    With `decoder_attention="self"` all tokens attend to all; with "cross" the predicted tokens attend to the visible
+    ones only.
     """
 
     def __init__(self, config: A2MAEConfig) -> None:
@@ -386,7 +321,7 @@ class A2MAEDecoder(nn.Module):
             if released
             else A2MAECoordinates(config, width, tells_images_apart=True)
         )
-        self.memory_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if self.crosses else None
+        self.memory_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if self.crosses else nn.Identity()
         self.layers = nn.ModuleList(
             A2MAELayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -460,7 +395,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        **inputs: Unpack[A2MAEInputs],
+        **kwargs: Unpack[A2MAEKwargs],
     ) -> A2MAEForPreTrainingOutput:
         """Mask, encode, decode, and compare.
 
@@ -468,7 +403,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             pixel_values: (B, L, C, P·P) float, standardised patches.
             noise: (B, 2, L) standard normal numbers from which the mask follows; drawn when left out.
             mask: (B, L) bool, True where a token is to be hidden, instead of the anchor-aware rule.
-            **inputs: The rest of the batch, see `A2MAEInputs`, and the keyword arguments of `A2MAEModel.forward`.
+            **kwargs: The rest of the batch, see `A2MAEInputs`, and what `A2MAEModel.forward` takes besides.
 
         Returns:
             Loss, predictions, the tokens they are for, and the mask.
@@ -476,7 +411,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         Raises:
             ValueError: The batch does not fit the checkpoint; the message names the key.
         """
-        kwargs = {key: inputs.pop(key) for key in list(inputs) if key not in BATCH_KEYS}
+        inputs, options = split_batch(kwargs)
         batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
         exists = batch.get("attention_mask", torch.ones_like(batch["image_ids"])).bool()
         if noise is None:
@@ -488,7 +423,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
 
         at_most = most_visible_tokens(exists.shape[1], self.config.mask_ratio) if mask is None else None
         visible_ids, visible_batch = select_tokens(batch, visible, at_most)
-        encoded = self.a2mae(**visible_batch, **kwargs)
+        encoded = self.a2mae(**visible_batch, **options)
 
         wanted = exists if mask is None and self.config.mask_ratio == 0 else hidden
         if self.config.decoder_attention == "self":
@@ -546,31 +481,6 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         return math.ceil(count * self.config.decode_ratio) if self.training else count
 
 
-def select_tokens(
-    batch: dict[str, torch.Tensor], chosen: torch.Tensor, at_most: int | None, priority: torch.Tensor | None = None
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Keep the chosen tokens of a batch.
-
-    Args:
-        batch: The batch of L tokens.
-        chosen: (B, L) bool.
-        at_most: Length K of the result; None takes the most chosen in any set.
-        priority: (B, L), where more are chosen than fit the lowest stay; None keeps the order of the tokens.
-
-    Returns:
-        (B, K) int64 indices of the tokens, and their batch, whose `attention_mask` is False where a set has fewer than K.
-    """
-    if at_most is None:
-        at_most = max(1, int(chosen.sum(1).max()))
-    if priority is None:
-        order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
-    else:
-        order = priority.masked_fill(~chosen, math.inf).argsort(dim=1)
-    token_ids = order[:, :at_most]
-    taken = {key: take_tokens(batch[key], token_ids) for key in TOKEN_KEYS if key in batch}
-    return token_ids, {**batch, **taken, "attention_mask": take_tokens(chosen, token_ids)}
-
-
 def reconstruction_loss(
     predicted: torch.Tensor, target: dict[str, torch.Tensor], decoded: torch.Tensor, normalize_targets: bool
 ) -> torch.Tensor:
@@ -601,6 +511,8 @@ def reconstruction_loss(
 class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
     """The encoder as a backbone: feature maps of chosen layers, per set or per image."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012
+
     def __init__(self, config: A2MAEConfig) -> None:
         super().__init__(config)
         self.a2mae = A2MAEModel(config)
@@ -613,33 +525,32 @@ class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **inputs: Unpack[A2MAEInputs]) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[A2MAEKwargs]) -> BackboneOutput:
         """Encode the batch and fold the layers named in `config.out_features` into maps.
 
         Args:
             pixel_values: (B, L, C, P·P) float, standardised patches.
-            **inputs: The rest of the batch, see `A2MAEInputs`; `grid_shapes` is required, and `patch_positions` and
-                `ground_resolutions` are for `feature_fusion="set"`. Also the keyword arguments of `A2MAEModel.forward`.
+            **kwargs: The rest of the batch, see `A2MAEInputs`, and what `A2MAEModel.forward` takes besides. Maps need
+                `grid_shapes`, and those of a set `patch_positions` and `ground_resolutions`.
 
         Returns:
             `feature_maps`, one per stage: (B, hidden_size, H, W) on the patch grid of the anchor for
-            `feature_fusion="set"`, every date and sensor having one vote; (B, T, hidden_size, H, W), zero beyond the grid of an
-            image, for "image".
+            `feature_fusion="set"`, every date and sensor having one vote; (B, T, hidden_size, H, W), zero beyond the
+            grid of an image, for "image".
 
         Raises:
             ValueError: The batch lacks what folding needs; the message names the key.
         """
         fuse = self.config.feature_fusion == "set"
         for key in ("grid_shapes", "patch_positions", "ground_resolutions") if fuse else ("grid_shapes",):
-            if inputs.get(key) is None:
+            if kwargs.get(key) is None:
                 raise ValueError(
                     f"{key} is missing from the batch, without which tokens cannot be laid out as a map; pass the whole"
                     " output of A2MAEImageProcessor."
                 )
-        batch = complete_batch(
-            self.config, pixel_values=pixel_values, **{key: inputs[key] for key in BATCH_KEYS if key in inputs}
-        )
-        encoded = self.a2mae(pixel_values, **inputs)
+        inputs, _ = split_batch(kwargs)
+        batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
+        encoded = self.a2mae(pixel_values, **kwargs)
         feature_maps = []
         for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True):
             if stage not in self.out_features:
@@ -660,7 +571,9 @@ class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
                 feature_map, _ = fold_tokens(tokens, batch["grid_shapes"])
             feature_maps.append(feature_map)
         return BackboneOutput(
-            feature_maps=tuple(feature_maps), hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            feature_maps=tuple(feature_maps),  # type: ignore[arg-type]
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
 
 

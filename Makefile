@@ -1,0 +1,49 @@
+# The two commands a newcomer needs are `make demo` and `make test`. Each sets up .venv the first time and only then.
+# Overridable: PYTHON (the interpreter that .venv is made from), SEED (repeats the test order of an earlier run), OUT.
+
+PYTHON ?= python3
+SEED ?= $(shell date +%s)
+OUT ?= out
+BIN := .venv/bin
+PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Tests never reach the Hub, and two workers of one thread each do not fight over the cores.
+TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+# Written last, so that a half-finished installation is taken up again.
+.venv/.installed: setup.cfg pyproject.toml Makefile
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit("a2mae-hub needs Python 3.10 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/pip || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing a2mae-hub and what it needs into .venv (torch brings about 6 GB: a few minutes the first time)"
+	@$(PIP_INSTALL) -e ".[test,plot,peft]"
+	@touch $@
+
+demo: .venv/.installed ## Encode and reconstruct a two-sensor, two-date image set; figures land in out/
+	@$(BIN)/a2mae demo --out $(OUT)
+
+test: lint ## Lint, type check, and run every test in random order
+	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."
+	@echo "Testing in random order; repeat it with: make test SEED=$(SEED)"
+	@$(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --randomly-seed=$(SEED)
+
+lint: .venv/.installed ## Check style and types, change nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: .venv/.installed ## Sort imports and format the code
+	@$(BIN)/ruff check --fix --select I .
+	@$(BIN)/ruff format .
+
+bench: .venv/.installed ## Measure every figure that the README quotes
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## Remove what was built, drawn and cached; .venv stays
+	@rm -rf build dist $(OUT) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

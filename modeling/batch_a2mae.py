@@ -1,0 +1,149 @@
+"""The batch that every model consumes: its keys, what is unknown, and how to pick tokens and images from it.
+
+B sets, T images, L tokens, C bands at most, P patch size. Token-major, so that masking drops tokens before they are
+embedded and any mix of sensors and sizes packs into one rectangle.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from transformers.utils import TransformersKwargs
+
+from .configuration_a2mae import A2MAEConfig
+from .masking_a2mae import UNKNOWN_TIME
+
+
+class A2MAEInputs(TypedDict, total=False):
+    """The batch, besides `pixel_values`: B sets, T images, L tokens, C bands at most, P patch size.
+
+    `A2MAEImageProcessor` returns exactly this. Whatever is left out counts as unknown.
+    """
+
+    pixel_mask: torch.Tensor  # (B, L, C, P·P) bool, True where a value is real
+    attention_mask: torch.Tensor  # (B, L) bool, True where the token exists
+    image_ids: torch.Tensor  # (B, L) int64, the image of each token
+    patch_positions: torch.Tensor  # (B, L, 2) metres north and east of the footprint centre
+    band_wavelengths: torch.Tensor  # (B, T, C) nanometres, 0 where the band is absent
+    band_widths: torch.Tensor  # (B, T, C) nanometres
+    ground_resolutions: torch.Tensor  # (B, T) metres per pixel
+    acquisition_times: torch.Tensor  # (B, T) int64 minutes since 2000-01-01 UTC, the smallest int64 = unknown
+    source_ids: torch.Tensor  # (B, T) int64, equal for images of one sensor
+    geographic_codes: torch.Tensor  # (B, 8) int64 GeoSOT codes of the corners, −1 = unknown
+    anchor_ids: torch.Tensor  # (B,) int64, the anchor image
+    grid_shapes: torch.Tensor  # (B, T, 2) rows and columns of patches
+
+
+class A2MAEKwargs(A2MAEInputs, TransformersKwargs, total=False):
+    """The batch, besides `pixel_values`, and what every transformers model takes (`output_hidden_states` and so on)."""
+
+
+TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions", "grid_positions")
+BATCH_KEYS = ("pixel_values", *A2MAEInputs.__annotations__)
+
+
+def split_batch(kwargs: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split keyword arguments of a model into the keys of the batch and the rest."""
+    batch = {key: value for key, value in kwargs.items() if key in BATCH_KEYS}
+    return batch, {key: value for key, value in kwargs.items() if key not in BATCH_KEYS}
+
+
+def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Check a batch, and fill in what the modules need to be there: unknown where nothing is known.
+
+    Raises:
+        ValueError: The batch does not fit the configuration; the message names the key.
+    """
+    batch = {key: value for key, value in inputs.items() if value is not None}
+    pixel_values = batch["pixel_values"]
+    if pixel_values.dim() != 4 or pixel_values.shape[-1] != config.patch_size**2:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, but this checkpoint takes (sets, tokens, bands,"
+            f" {config.patch_size}·{config.patch_size}); use A2MAEImageProcessor with patch_size={config.patch_size}."
+        )
+    if config.spectral_projection == "basis" and not {"band_wavelengths", "band_widths"} <= batch.keys():
+        raise ValueError(
+            "band_wavelengths or band_widths is missing from the batch, without which the bands cannot be told apart;"
+            " pass both in nanometres, as A2MAEImageProcessor does."
+        )
+    per_image = ("band_wavelengths", "ground_resolutions", "acquisition_times", "source_ids", "grid_shapes")
+    num_images = next((batch[key].shape[1] for key in per_image if key in batch), 1)
+    num_sets, num_tokens = pixel_values.shape[:2]
+    integers = pixel_values.new_empty(0, dtype=torch.int64)
+    batch.setdefault("image_ids", integers.new_zeros(num_sets, num_tokens))
+    # No band at all: nothing is known of the spectrum, and none is absent.
+    batch.setdefault("band_wavelengths", pixel_values.new_zeros(num_sets, num_images, 0))
+    batch.setdefault("band_widths", torch.zeros_like(batch["band_wavelengths"]))
+    batch.setdefault("ground_resolutions", pixel_values.new_zeros(num_sets, num_images))
+    batch.setdefault("acquisition_times", integers.new_full((num_sets, num_images), UNKNOWN_TIME))
+    batch.setdefault("source_ids", integers.new_zeros(num_sets, num_images))
+    batch.setdefault("anchor_ids", integers.new_zeros(num_sets))
+    if config.coordinate_layout == "released" and "grid_shapes" in batch:
+        batch.setdefault("grid_positions", grid_positions(batch["image_ids"], batch["grid_shapes"]))
+    return batch
+
+
+def gather_images(image_values: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Give every token the value of its image: (B, T, …) and (B, L) → (B, L, …)."""
+    num_sets, num_images = image_values.shape[:2]
+    first = torch.arange(num_sets, device=image_ids.device)[:, None] * num_images
+    return image_values.flatten(0, 1)[first + image_ids]
+
+
+def take_tokens(values: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Select tokens: (B, L, …) and (B, K) → (B, K, …)."""
+    num_sets, num_tokens = values.shape[:2]
+    first = torch.arange(num_sets, device=token_ids.device)[:, None] * num_tokens
+    # Whole rows are copied at once, several times faster than `gather` on an expanded index.
+    return values.flatten(0, 1).index_select(0, (first + token_ids).flatten()).unflatten(0, token_ids.shape)
+
+
+def select_tokens(
+    batch: dict[str, torch.Tensor], chosen: torch.Tensor, at_most: int | None, priority: torch.Tensor | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Keep the chosen tokens of a batch.
+
+    Args:
+        batch: The batch of L tokens.
+        chosen: (B, L) bool.
+        at_most: Length K of the result; None takes the most chosen in any set.
+        priority: (B, L), where more are chosen than fit the lowest stay; None keeps the order of the tokens.
+
+    Returns:
+        (B, K) int64 indices of the tokens, and their batch, whose `attention_mask` is False where a set has fewer than
+        K.
+    """
+    if at_most is None:
+        at_most = max(1, int(chosen.sum(1).max()))
+    if priority is None:
+        order = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)
+    else:
+        order = priority.masked_fill(~chosen, math.inf).argsort(dim=1)
+    token_ids = order[:, :at_most]
+    taken = {key: take_tokens(batch[key], token_ids) for key in TOKEN_KEYS if key in batch}
+    return token_ids, {**batch, **taken, "attention_mask": take_tokens(chosen, token_ids)}
+
+
+def first_tokens(grid_shapes: torch.Tensor) -> torch.Tensor:
+    """Return the index (B, T) of the first token of every image, from `grid_shapes` (B, T, 2)."""
+    sizes = grid_shapes.prod(-1)
+    return sizes.cumsum(1) - sizes
+
+
+def grid_positions(image_ids: torch.Tensor, grid_shapes: torch.Tensor) -> torch.Tensor:
+    """Return row and column (B, L, 2) int64 of every token on the patch grid of its image."""
+    index = torch.arange(image_ids.shape[1], device=image_ids.device) - first_tokens(grid_shapes).gather(1, image_ids)
+    columns = grid_shapes[..., 1].gather(1, image_ids).clamp(min=1)
+    return torch.stack([index // columns, index % columns], dim=-1)
+
+
+def is_image_by_image(image_ids: torch.Tensor, num_images: int) -> bool:
+    """Say whether every set holds the same number of tokens of each image, one image after another.
+
+    The answer depends on values, so it is no in a compiled graph, where shapes alone may decide.
+    """
+    if torch.compiler.is_compiling() or image_ids.shape[1] % num_images:
+        return False
+    expected = torch.arange(num_images, device=image_ids.device).repeat_interleave(image_ids.shape[1] // num_images)
+    return bool((image_ids == expected).all())
