@@ -166,7 +166,7 @@ class A2MAEPatchEmbedding(nn.Module):
         if not self.mixes_bands:
             if pixels.shape[2] != self.num_channels:
                 raise ValueError(
-                    f"pixel_values has {pixels.shape[2]} bands, but this checkpoint takes {self.num_channels} as they are"
+                    f"pixel_values has {pixels.shape[2]} bands, this checkpoint takes {self.num_channels} as they are"
                     " (spectral_projection='identity'); select those bands in the processor."
                 )
             return self.projection(pixels.flatten(2))
@@ -211,11 +211,10 @@ class A2MAECoordinates(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.geographic_level = config.geographic_level
-        # Positions and images stand out against the patch from the start; the place, 256 bits of it, is learned slowly.
-        self.position = FanInLinear(POSITION_FEATURES, width, bias=False)
-        self.image = FanInLinear(IMAGE_FEATURES, width, bias=False)
+        self.position = nn.Linear(POSITION_FEATURES, width, bias=False)
+        self.image = nn.Linear(IMAGE_FEATURES, width, bias=False)
         self.place = nn.Linear(GEOGRAPHIC_BITS, width, bias=False)
-        self.identity = FanInLinear(IDENTITY_FEATURES, width, bias=False) if tells_images_apart else None
+        self.identity = nn.Linear(IDENTITY_FEATURES, width, bias=False) if tells_images_apart else None
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the (B, L, width) coordinates of the tokens of a batch."""
@@ -230,8 +229,10 @@ class A2MAECoordinates(nn.Module):
             ).to(dtype)
         )
         if "geographic_codes" in batch:
-            place = self.place(geographic_bits(batch["geographic_codes"], self.geographic_level).to(dtype))
-            of_images = of_images + place[:, None]
+            # Scaled to length one: two hundred bits would otherwise drown the patch at the start of training.
+            bits = geographic_bits(batch["geographic_codes"], self.geographic_level)
+            bits = bits * (8 * self.geographic_level) ** -0.5
+            of_images = of_images + self.place(bits.to(dtype))[:, None]
         if self.identity is not None:
             image_index = torch.arange(of_images.shape[1], dtype=torch.float32, device=of_images.device)
             of_images = of_images + self.identity(sine_cosine(image_index, IMAGE_PERIODS).to(dtype))

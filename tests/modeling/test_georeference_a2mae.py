@@ -225,6 +225,19 @@ def test_an_image_without_georeference_shares_the_centre_of_those_with_one():
         assert np.isfinite(placement.anchor_corners).all()
 
 
+def test_georeference_goes_before_a_given_centre():
+    referenced = projected("EPSG:32631", 2.8, 42.3, 10.0)
+    placement = place_images([referenced], longitude=2.801, latitude=42.3)
+    np.testing.assert_array_equal(placement.corners, place_images([referenced]).corners)
+
+
+def test_an_anchor_without_georeference_lies_at_the_given_centre():
+    placement = place_images([grid(), projected("EPSG:32631", 2.8, 42.3, 10.0)], 0, longitude=2.801, latitude=42.3)
+    gap = GEOD.inv(2.800, 42.3, 2.801, 42.3)[2]
+    np.testing.assert_allclose(placement.corners[0].mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(placement.corners[1].mean(0), [0, -gap], atol=0.1)
+
+
 def test_the_frame_is_centred_on_the_anchor():
     west, east = (projected("EPSG:32631", longitude, 42.3, 10.0) for longitude in (2.800, 2.802))
     gap = GEOD.inv(2.800, 42.3, 2.802, 42.3)[2]
@@ -252,8 +265,9 @@ def test_footprints_that_only_touch_or_whose_boxes_overlap_alone_share_no_ground
     # A square on its tip whose bounding box, though not itself, reaches over the corner of `left`.
     turned = left._replace(transform=(7.0, 7.0, 500090.0, 7.0, -7.0, 4700035.0 + 20.0))
     for other in (beside, turned):
-        with pytest.raises(ValueError, match="does not overlap"):
-            place_images([left, other])
+        for anchor in (0, 1):
+            with pytest.raises(ValueError, match="does not overlap"):
+                place_images([left, other], anchor)
     place_images([left, left._replace(transform=(10.0, 0.0, 500099.0, 0.0, -10.0, 4700000.0))])
 
 

@@ -1,0 +1,191 @@
+"""The command line: `a2mae embed`, `a2mae reconstruct`, `a2mae info`, `a2mae demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .images import ImageSet
+
+app = typer.Typer(
+    help="Anchor-aware masked autoencoder for sets of satellite images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(help="Rasters, or folders of rasters, of one place: anything GDAL opens.", show_default=False),
+]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option("--checkpoint", "-c", help="Folder, or id on the Hugging Face Hub; left out, untrained weights."),
+]
+SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
+BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
+Acquired = Annotated[str | None, typer.Option(help="Acquisition time (ISO), where the files do not say.")]
+Bounds = Annotated[str | None, typer.Option(help="Read only west,south,east,north, in degrees.")]
+Scale = Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")]
+Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
+Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
+Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
+
+
+@app.command()
+def embed(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", help="features.npz, or features.tif for the map alone.")],
+    checkpoint: CheckpointName = None,
+    sensor: SensorName = None,
+    bands: BandNames = None,
+    acquired: Acquired = None,
+    bounds: Bounds = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    nodata: Nodata = None,
+    anchor: Anchor = 0,
+) -> None:
+    """Write the features of an image set."""
+    from . import inference
+
+    if output.suffix.lower() not in (".npz", ".tif", ".tiff"):
+        raise ValueError(f"{output}: features are written as .tif (the map) or .npz (all of them); name one of these.")
+    image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
+    loaded = inference.load_checkpoint(checkpoint)
+    announce(loaded)
+    features = inference.embed(loaded, image_set)
+    inference.save_features(features, image_set, output)
+    channels, rows, columns = features.maps.shape
+    typer.echo(f"{output}: {channels} features on {rows} × {columns} patches, from {len(image_set)} images.")
+
+
+@app.command()
+def reconstruct(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Figure to draw: .png, .pdf or .svg.")],
+    checkpoint: CheckpointName = None,
+    sensor: SensorName = None,
+    bands: BandNames = None,
+    acquired: Acquired = None,
+    bounds: Bounds = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    nodata: Nodata = None,
+    anchor: Anchor = 0,
+    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+) -> None:
+    """Hide patches of an image set, predict them, and draw the result."""
+    from . import inference, plotting
+
+    image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
+    loaded = inference.load_checkpoint(checkpoint)
+    announce(loaded)
+    images, masks = inference.reconstruct(loaded, image_set, seed=seed)
+    plotting.plot_reconstruction(image_set, images, masks, output, title=loaded.name)
+    typer.echo(f"{output}: input, visible part, reconstruction and error of {len(image_set)} images.")
+
+
+@app.command()
+def info(checkpoint: Annotated[str, typer.Argument(help="Folder, or id on the Hugging Face Hub.")]) -> None:
+    """Say what a checkpoint is: its size, its masking, and the sensors it knows."""
+    from . import inference
+
+    loaded = inference.load_checkpoint(checkpoint)
+    config = loaded.model.config
+    encoder = sum(parameter.numel() for parameter in loaded.model.a2mae.parameters())
+    decoder = sum(parameter.numel() for parameter in loaded.model.decoder.parameters())
+    typer.echo(f"{checkpoint}")
+    typer.echo(
+        f"  encoder   {encoder / 1e6:.2f} M parameters: {config.num_hidden_layers} layers of width"
+        f" {config.hidden_size}, patches of {config.patch_size} × {config.patch_size} pixels"
+    )
+    typer.echo(
+        f"  decoder   {decoder / 1e6:.2f} M parameters: {config.decoder_num_hidden_layers} layers of width"
+        f" {config.decoder_hidden_size}, {config.decoder_attention} attention"
+    )
+    typer.echo(f"  masking   {config.masking_strategy}, {config.mask_ratio:.0%} of every image hidden")
+    typer.echo(f"  pooling   {config.pooling}")
+    for sensor in loaded.processor.sensors:
+        bands = " ".join(band.name for band in sensor.bands)
+        typer.echo(f"  {sensor.name:<16} {sensor.unit}: {bands}")
+
+
+@app.command()
+def demo(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Real rasters of one place; left out, a place is simulated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out"),
+    checkpoint: CheckpointName = None,
+    sensor: SensorName = None,
+    bands: BandNames = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated place and of the mask.")] = 1,
+) -> None:
+    """Encode and reconstruct an image set of two sensors and two dates, and draw both."""
+    from .demo import run_demo
+
+    image_set = read(paths, sensor, bands) if paths else None
+    run_demo(out, image_set, checkpoint, seed)
+
+
+def read(
+    paths: list[str],
+    sensor: str | None,
+    bands: str | None,
+    acquired: str | None = None,
+    bounds: str | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    nodata: float | None = None,
+    anchor: int = 0,
+) -> ImageSet:
+    """Read the image set that the options of a command describe."""
+    from .raster import read_image_set
+
+    box = None
+    if bounds is not None:
+        try:
+            west, south, east, north = (float(part) for part in bounds.split(","))
+        except ValueError:
+            raise ValueError(f"--bounds {bounds}: give west,south,east,north in degrees, four numbers.") from None
+        box = (west, south, east, north)
+    names = [name.strip() for name in bands.split(",")] if bands is not None else None
+    return read_image_set(
+        paths,
+        sensor=sensor,
+        bands=names,
+        acquired=acquired,
+        bounds=box,
+        scale=scale,
+        offset=offset,
+        nodata=nodata,
+        anchor=anchor,
+    )
+
+
+def announce(loaded: object) -> None:
+    """Warn where the weights mean nothing."""
+    if not getattr(loaded, "is_trained", True):
+        typer.echo(
+            "The weights are untrained: features and reconstructions show that everything runs, not what is there."
+            " Name a checkpoint with --checkpoint.",
+            err=True,
+        )
+
+
+def main() -> None:
+    """Run the command line; a mistake in the input is one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        sentence = " ".join(str(error).split())
+        typer.echo(f"a2mae: {sentence}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

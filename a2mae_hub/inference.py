@@ -1,0 +1,237 @@
+"""Features and reconstructions of one image set that fits into memory, in one pass."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .images import Image, ImageSet
+from .modeling.batch_a2mae import complete_batch
+from .modeling.configuration_a2mae import A2MAEConfig
+from .modeling.grids_a2mae import fuse_on_anchor_grid
+from .modeling.image_processing_a2mae import A2MAEImageProcessor
+from .modeling.modeling_a2mae import A2MAEForPreTraining
+from .raster import write_raster
+
+# Attention takes minutes beyond this on a few cores, and grows with the square.
+MAX_TOKENS = 32_768
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with the processor it was trained with.
+
+    Attributes:
+        name: What it was loaded from.
+        model: The masked autoencoder, encoder included, in evaluation mode.
+        processor: Turns image sets into its input.
+        is_trained: False for the random weights that stand in where no checkpoint is named.
+    """
+
+    name: str
+    model: A2MAEForPreTraining
+    processor: A2MAEImageProcessor
+    is_trained: bool
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder says of one image set.
+
+    Attributes:
+        pooled: (D,) float32, one vector for the set.
+        maps: (hidden_size, rows, columns) float32 on the patch grid of the anchor, all images fused; NaN where no image
+            has data.
+        crs: Coordinate reference system of the map, None where the anchor has none.
+        transform: The six numbers of the affine map from (column, row) of the patch grid to `crs`; None likewise.
+    """
+
+    pooled: np.ndarray
+    maps: np.ndarray
+    crs: str | None
+    transform: tuple[float, ...] | None
+
+
+def load_checkpoint(name: str | os.PathLike[str] | None = None) -> Checkpoint:
+    """Load a checkpoint with its processor.
+
+    Args:
+        name: Folder, or id on the Hugging Face Hub. None builds an untrained `a2mae-nano` with fixed random weights.
+
+    Returns:
+        The checkpoint, ready for inference.
+
+    Raises:
+        FileNotFoundError: If the folder lacks its configuration, its weights or the processor's configuration.
+        ValueError: If the checkpoint is of another kind of model, or its weights do not fill this one.
+    """
+    if name is None:
+        config = A2MAEConfig.nano()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = A2MAEForPreTraining(config).eval()
+        return Checkpoint("a2mae-nano (untrained)", model, A2MAEImageProcessor(patch_size=config.patch_size), False)
+    name = os.fspath(name)
+    if os.path.isdir(name):
+        _check_folder(Path(name))
+    elif (os.sep in name.strip(os.sep) and not name.count("/") == 1) or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name}: no such folder; name a checkpoint folder, or an id of the Hugging Face Hub.")
+    config = A2MAEConfig.from_pretrained(name)
+    if config.model_type != A2MAEConfig.model_type:
+        raise ValueError(f"{name}: a checkpoint of {config.model_type!r}, not of a2mae; convert it first.")
+    model, report = A2MAEForPreTraining.from_pretrained(name, output_loading_info=True)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("decoder."))
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} weights of the encoder are missing, the first {missing[0]}; the file is incomplete:"
+            " save or download the checkpoint again."
+        )
+    return Checkpoint(name, model.eval(), A2MAEImageProcessor.from_pretrained(name), True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Say which file of a checkpoint is missing."""
+    for wanted in (("config.json",), _WEIGHTS, ("preprocessor_config.json",)):
+        if not any((folder / file).is_file() for file in wanted):
+            raise FileNotFoundError(
+                f"{folder}: no {wanted[0]} in this folder; name a folder written by save_pretrained of the model and of"
+                " the processor."
+            )
+
+
+def prepare(checkpoint: Checkpoint, image_set: ImageSet) -> dict[str, torch.Tensor]:
+    """Turn one image set into a batch of one.
+
+    Raises:
+        ValueError: If the set is not what it says it is, or too large for one pass.
+    """
+    patch_size = checkpoint.model.config.patch_size
+    num_tokens = sum(
+        -(-image.pixels.shape[1] // patch_size) * -(-image.pixels.shape[2] // patch_size) for image in image_set
+    )
+    if num_tokens > MAX_TOKENS and checkpoint.processor.size is None:
+        raise ValueError(
+            f"The images hold {num_tokens} patches of {patch_size} × {patch_size} pixels, more than the {MAX_TOKENS} of"
+            " one pass; read a part of them with bounds, or fewer dates."
+        )
+    return dict(checkpoint.processor(image_set, return_tensors="pt"))
+
+
+@torch.inference_mode()
+def embed(checkpoint: Checkpoint, image_set: ImageSet) -> Features:
+    """Encode one image set: a vector for the set, and a map on the patch grid of its anchor.
+
+    Args:
+        checkpoint: As `load_checkpoint` returns it.
+        image_set: Images of one place.
+
+    Returns:
+        The features.
+
+    Raises:
+        ValueError: If the set is not what it says it is, or too large for one pass.
+    """
+    config = checkpoint.model.config
+    inputs = prepare(checkpoint, image_set)
+    batch = complete_batch(config, **inputs)
+    encoded = checkpoint.model.a2mae(**inputs)
+    # A constant beside the features tells the cells that no patch with data covers.
+    tokens = torch.nn.functional.pad(encoded.last_hidden_state[:, 1:], (0, 1), value=1.0)
+    fused = fuse_on_anchor_grid(
+        tokens,
+        batch.get("attention_mask"),
+        batch["image_ids"],
+        batch["patch_positions"],
+        batch["ground_resolutions"],
+        batch["anchor_ids"],
+        batch["grid_shapes"],
+        config.patch_size,
+    )[0].float()
+    maps = fused[:-1].masked_fill(fused[-1:] < 0.5, float("nan"))
+    anchor = image_set[image_set.anchor]
+    transform = patch_grid_transform(anchor, maps.shape[1:], config.patch_size, checkpoint.processor.size)
+    return Features(encoded.pooler_output[0].float().numpy(), maps.numpy(), anchor.crs, transform)
+
+
+def patch_grid_transform(
+    anchor: Image, grid: tuple[int, ...], patch_size: int, size: list[int] | None
+) -> tuple[float, ...] | None:
+    """Return the affine map (six numbers) of the patch grid of an image, None where the image has none."""
+    if anchor.transform is None:
+        return None
+    rows, columns = size or anchor.pixels.shape[1:]
+    down, across = (patch_size * own / seen for own, seen in zip(anchor.pixels.shape[1:], (rows, columns), strict=True))
+    a, b, c, d, e, f = tuple(anchor.transform)[:6]
+    return (a * across, b * down, c, d * across, e * down, f)
+
+
+@torch.inference_mode()
+def reconstruct(
+    checkpoint: Checkpoint, image_set: ImageSet, *, seed: int = 0, paste_visible: bool = True
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Hide patches of one image set by the rule of the checkpoint, and predict them from the rest.
+
+    Args:
+        checkpoint: As `load_checkpoint` returns it.
+        image_set: Images of one place.
+        seed: Of the mask.
+        paste_visible: Show the input where the model saw it, not what it would predict there.
+
+    Returns:
+        Per image, physical values (bands, height, width) float32 and the hidden pixels (height, width) bool.
+
+    Raises:
+        ValueError: If the set is not what it says it is, or too large for one pass.
+    """
+    batch = prepare(checkpoint, image_set)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(1, 2, batch["pixel_values"].shape[1], generator=generator)
+    outputs = checkpoint.model(**batch, noise=noise)
+    settings: dict[str, Any] = {"normalize_targets": checkpoint.model.config.normalize_targets}
+    images = checkpoint.processor.post_process_reconstruction(
+        outputs, batch, image_set, paste_visible=paste_visible, **settings
+    )
+    masks = checkpoint.processor.post_process_mask(outputs.mask, batch, image_set)
+    return images[0], masks[0]
+
+
+def save_features(features: Features, image_set: ImageSet, path: str | os.PathLike[str]) -> None:
+    """Write features, as a GeoTIFF of the map (`.tif`) or as numpy arrays (`.npz`), whole or not at all.
+
+    The `.npz` holds `pooled`, `maps`, and what is known of `crs`, `transform`, `sensors` and `acquired` of the images.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the name ends in neither `.tif` nor `.npz`, or the file cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first.")
+    if path.suffix.lower() in (".tif", ".tiff"):
+        names = [f"feature {index}" for index in range(len(features.maps))]
+        write_raster(
+            path, features.maps, crs=features.crs, transform=features.transform, descriptions=names, nodata=float("nan")
+        )
+        return
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"{path}: features are written as .tif (the map) or .npz (all of them); name one of these.")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    arrays: dict[str, Any] = {
+        "pooled": features.pooled,
+        "maps": features.maps,
+        "crs": features.crs or "",
+        "transform": np.array(features.transform or (), dtype=np.float64),
+        "sensors": [image.sensor for image in image_set],
+        "acquired": [image.acquired.isoformat() if image.acquired else "" for image in image_set],
+    }
+    try:
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
