@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils import logging
 
 from .images import ImageSet
 
@@ -34,6 +36,9 @@ Offset = Annotated[float | None, typer.Option(help="Offset from stored number to
 Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
 Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
 
+# Arguments of the Python functions, as errors name them, that are options here.
+_ARGUMENT = re.compile(r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|anchor)=(?!None)")
+
 
 @app.command()
 def embed(
@@ -52,12 +57,11 @@ def embed(
     """Write the features of an image set."""
     from . import inference
 
-    if output.suffix.lower() not in (".npz", ".tif", ".tiff"):
-        raise ValueError(f"{output}: features are written as .tif (the map) or .npz (all of them); name one of these.")
+    inference.check_output(output, inference.FEATURE_SUFFIXES)
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
     loaded = inference.load_checkpoint(checkpoint)
-    announce(loaded)
     features = inference.embed(loaded, image_set)
+    announce(loaded)
     inference.save_features(features, image_set, output)
     channels, rows, columns = features.maps.shape
     typer.echo(f"{output}: {channels} features on {rows} × {columns} patches, from {len(image_set)} images.")
@@ -76,15 +80,16 @@ def reconstruct(
     offset: Offset = None,
     nodata: Nodata = None,
     anchor: Anchor = 0,
-    seed: Annotated[int, typer.Option(help="Of the mask.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the mask.", min=0)] = 0,
 ) -> None:
     """Hide patches of an image set, predict them, and draw the result."""
     from . import inference, plotting
 
+    inference.check_output(output, (".png", ".pdf", ".svg"))
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
     loaded = inference.load_checkpoint(checkpoint)
-    announce(loaded)
     images, masks = inference.reconstruct(loaded, image_set, seed=seed)
+    announce(loaded)
     plotting.plot_reconstruction(image_set, images, masks, output, title=loaded.name)
     typer.echo(f"{output}: input, visible part, reconstruction and error of {len(image_set)} images.")
 
@@ -123,7 +128,7 @@ def demo(
     checkpoint: CheckpointName = None,
     sensor: SensorName = None,
     bands: BandNames = None,
-    seed: Annotated[int, typer.Option(help="Of the simulated place and of the mask.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the simulated place and of the mask.", min=0)] = 1,
 ) -> None:
     """Encode and reconstruct an image set of two sensors and two dates, and draw both."""
     from .demo import run_demo
@@ -179,12 +184,21 @@ def announce(loaded: object) -> None:
 
 def main() -> None:
     """Run the command line; a mistake in the input is one sentence and exit code 2."""
+    # Standard error is for what the user has to know, not for progress bars and load reports.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        sentence = " ".join(str(error).split())
-        typer.echo(f"a2mae: {sentence}", err=True)
+        typer.echo(f"a2mae: {in_one_line(error)}", err=True)
         sys.exit(2)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what an error says, in terms of the options; what the system refuses gets the sentence that it lacks."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}; check the path, and who may write there."
+    return _ARGUMENT.sub(r"--\1=", " ".join(str(error).split()))
 
 
 if __name__ == "__main__":

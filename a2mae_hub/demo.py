@@ -57,6 +57,7 @@ def run_demo(out: Path, image_set: ImageSet | None = None, checkpoint: str | Non
     images, masks = inference.reconstruct(loaded, image_set, seed=seed)
     plotting.plot_reconstruction(image_set, images, masks, out / "reconstruction.png", title=loaded.name)
     hidden = sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
-    typer.echo(f"Hid {hidden:.0%} of the pixels by the anchor's rule and predicted them from the rest.")
+    strategy = loaded.model.config.masking_strategy
+    typer.echo(f"Hid {hidden:.0%} of the pixels (masking {strategy!r}) and predicted them from the rest.")
     typer.echo("Wrote " + ", ".join(str(out / name) for name in ("embeddings.npz", "embeddings.tif")) + ",")
     typer.echo("      " + ", ".join(str(out / name) for name in ("embeddings.png", "reconstruction.png")) + ".")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from .images import Image, ImageSet
 from .modeling.batch_a2mae import complete_batch
@@ -20,6 +23,7 @@ from .raster import write_raster
 
 # Attention takes minutes beyond this on a few cores, and grows with the square.
 MAX_TOKENS = 32_768
+FEATURE_SUFFIXES = (".npz", ".tif", ".tiff")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -32,12 +36,14 @@ class Checkpoint:
         model: The masked autoencoder, encoder included, in evaluation mode.
         processor: Turns image sets into its input.
         is_trained: False for the random weights that stand in where no checkpoint is named.
+        has_decoder: False for a checkpoint of the encoder alone, which encodes and cannot reconstruct.
     """
 
     name: str
     model: A2MAEForPreTraining
     processor: A2MAEImageProcessor
     is_trained: bool
+    has_decoder: bool
 
 
 @dataclass(frozen=True)
@@ -68,31 +74,77 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None) -> Checkpoint:
         The checkpoint, ready for inference.
 
     Raises:
-        FileNotFoundError: If the folder lacks its configuration, its weights or the processor's configuration.
-        ValueError: If the checkpoint is of another kind of model, or its weights do not fill this one.
+        FileNotFoundError: If there is no such folder or id, or the folder lacks its configuration, its weights or the
+            processor's configuration.
+        ValueError: If a file of the checkpoint is damaged, it is of another kind of model, or its weights do not fill
+            this one.
     """
     if name is None:
         config = A2MAEConfig.nano()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = A2MAEForPreTraining(config).eval()
-        return Checkpoint("a2mae-nano (untrained)", model, A2MAEImageProcessor(patch_size=config.patch_size), False)
+        return Checkpoint(
+            "a2mae-nano (untrained)", model, A2MAEImageProcessor(patch_size=config.patch_size), False, True
+        )
     name = os.fspath(name)
-    if os.path.isdir(name):
+    is_folder = os.path.isdir(name)
+    if is_folder:
         _check_folder(Path(name))
-    elif (os.sep in name.strip(os.sep) and not name.count("/") == 1) or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{name}: no such folder; name a checkpoint folder, or an id of the Hugging Face Hub.")
-    config = A2MAEConfig.from_pretrained(name)
-    if config.model_type != A2MAEConfig.model_type:
-        raise ValueError(f"{name}: a checkpoint of {config.model_type!r}, not of a2mae; convert it first.")
-    model, report = A2MAEForPreTraining.from_pretrained(name, output_loading_info=True)
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"{name}: no such folder; name a checkpoint folder, or an id of the Hugging Face Hub (owner/name)."
+        )
+    try:
+        kind = A2MAEConfig.get_config_dict(name)[0].get("model_type")
+        if kind != A2MAEConfig.model_type:
+            raise ValueError(f"{name}: a checkpoint of {kind!r}, not of {A2MAEConfig.model_type!r}; convert it first.")
+        model, report = A2MAEForPreTraining.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        processor = A2MAEImageProcessor.from_pretrained(name)
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"{name}: config.json describes no model ({_one_line(error.__cause__ or error)}); correct it there."
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: the weights cannot be read ({_one_line(error)}); the file is damaged or cut short: save or"
+            " download the checkpoint again."
+        ) from error
+    except OSError as error:
+        # transformers gives one exception for a file that is no JSON and for an id that it cannot fetch.
+        if is_folder:
+            raise ValueError(f"{_one_line(error)}; save the checkpoint again.") from error
+        raise FileNotFoundError(
+            f"{name}: no such folder, and no checkpoint of this id could be fetched from the Hugging Face Hub; check"
+            " the name, and the connection."
+        ) from error
+    _check_weights(name, report)
+    if processor.patch_size != model.config.patch_size:
+        raise ValueError(
+            f"{name}: preprocessor_config.json cuts patches of {processor.patch_size} pixels, but config.json wants"
+            f" {model.config.patch_size}; make patch_size the same in both."
+        )
+    has_decoder = not any(key.startswith("decoder.") for key in report["missing_keys"])
+    return Checkpoint(name, model.eval(), processor, True, has_decoder)
+
+
+def _check_weights(name: str, report: dict[str, Any]) -> None:
+    """Raise ValueError where the weights that were found do not fill the model; the decoder may be left out."""
+    misfits = sorted(report["mismatched_keys"])
+    if misfits:
+        key, found, wanted = misfits[0]
+        raise ValueError(
+            f"{name}: {len(misfits)} weights are of another shape than config.json says, the first {key}"
+            f" ({tuple(found)}, not {tuple(wanted)}); take both files from one checkpoint."
+        )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("decoder."))
     if missing:
         raise ValueError(
-            f"{name}: {len(missing)} weights of the encoder are missing, the first {missing[0]}; the file is incomplete:"
-            " save or download the checkpoint again."
+            f"{name}: {len(missing)} weights of the encoder are missing, the first {missing[0]}; the file is"
+            " incomplete: save or download the checkpoint again."
         )
-    return Checkpoint(name, model.eval(), A2MAEImageProcessor.from_pretrained(name), True)
 
 
 def _check_folder(folder: Path) -> None:
@@ -187,8 +239,13 @@ def reconstruct(
         Per image, physical values (bands, height, width) float32 and the hidden pixels (height, width) bool.
 
     Raises:
-        ValueError: If the set is not what it says it is, or too large for one pass.
+        ValueError: If the set is not what it says it is or too large for one pass, or the checkpoint has no decoder.
     """
+    if not checkpoint.has_decoder:
+        raise ValueError(
+            f"{checkpoint.name}: holds an encoder without a decoder, which cannot reconstruct; name a checkpoint that"
+            " A2MAEForPreTraining saved."
+        )
     batch = prepare(checkpoint, image_set)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(1, 2, batch["pixel_values"].shape[1], generator=generator)
@@ -201,6 +258,19 @@ def reconstruct(
     return images[0], masks[0]
 
 
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Say, before the work is done, that its result could not be written.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If the name ends in none of the suffixes.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: this is written as {', '.join(suffixes)}; give it a name that ends in one of these.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first.")
+
+
 def save_features(features: Features, image_set: ImageSet, path: str | os.PathLike[str]) -> None:
     """Write features, as a GeoTIFF of the map (`.tif`) or as numpy arrays (`.npz`), whole or not at all.
 
@@ -211,16 +281,13 @@ def save_features(features: Features, image_set: ImageSet, path: str | os.PathLi
         ValueError: If the name ends in neither `.tif` nor `.npz`, or the file cannot be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first.")
-    if path.suffix.lower() in (".tif", ".tiff"):
+    check_output(path, FEATURE_SUFFIXES)
+    if path.suffix.lower() != ".npz":
         names = [f"feature {index}" for index in range(len(features.maps))]
         write_raster(
             path, features.maps, crs=features.crs, transform=features.transform, descriptions=names, nodata=float("nan")
         )
         return
-    if path.suffix.lower() != ".npz":
-        raise ValueError(f"{path}: features are written as .tif (the map) or .npz (all of them); name one of these.")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     arrays: dict[str, Any] = {
         "pooled": features.pooled,
@@ -235,3 +302,8 @@ def save_features(features: Features, image_set: ImageSet, path: str | os.PathLi
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error of another library as one line without a full stop."""
+    return " ".join(str(error).split()).rstrip(".")

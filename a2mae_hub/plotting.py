@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import Image, ImageSet
+from .modeling.georeference_a2mae import PixelGrid, crs_text, ground_resolution, place_images
 from .modeling.sensors_a2mae import Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def composite(
 ) -> np.ndarray:
     """Return an image to look at: true colour, else false colour (near infrared, red, green), else grey.
 
-    Values are stretched linearly between the limits, then lifted by a gamma so that woods do not drown in black.
+    Values are stretched linearly between the limits, then lifted by a gamma so that woods do not drown in black. In
+    true colour the three bands share one stretch, from the lowest limit to the highest, so that grey looks grey.
 
     Args:
         pixels: (bands, height, width) physical values, NaN where there is none.
@@ -98,7 +100,10 @@ def composite(
             "width) and one name per band."
         )
     shown = display_bands(band_names, sensor)
+    first = (get_sensor(sensor) if isinstance(sensor, str) else sensor).find(band_names[shown[0]])
     low, high = (stretch_limits(pixels) if limits is None else np.asarray(limits, float))[shown].T[:, :, None, None]
+    if first.common_name == "red":
+        low, high = low.min(keepdims=True), high.max(keepdims=True)
     values = pixels[shown].astype(float)
     # A band of one value everywhere is shown as a grey.
     scaled = np.where(high > low, (values - low) / np.where(high > low, high - low, 1), 0.5)
@@ -138,8 +143,9 @@ def plot_reconstruction(
 ) -> Path:
     """Draw input, visible part, reconstruction and error of every image of a set, one image a row.
 
-    Input and reconstruction share one stretch, the input's, so that they compare. The error is the absolute difference,
-    mean over bands, on one colour scale for all images of a unit.
+    Input and reconstruction, and all images of one sensor, share one stretch, so that they compare: the median over
+    these images, which a cloudy date among others does not move. The error is the absolute difference, mean over bands,
+    on one colour scale for all images of a unit.
 
     Args:
         image_set: The images.
@@ -162,33 +168,36 @@ def plot_reconstruction(
     units = [sensor.unit for sensor in sensors]
     ceilings = {unit: _ceiling([e for e, u in zip(errors, units, strict=True) if u == unit]) for unit in set(units)}
 
+    stretches = _shared_limits(image_set, inputs)
+
     rows = len(image_set)
+    anchor_height, anchor_width = image_set[image_set.anchor].pixels.shape[1:]
+    row_inches = _PANEL_INCHES * float(np.clip(anchor_height / anchor_width, 0.4, 1.5))
     label_inches, bar_inches, head_inches = 1.25, 0.85, 0.62 if title else 0.32
     width = label_inches + 4 * _PANEL_INCHES + bar_inches
-    height = head_inches + rows * _PANEL_INCHES + 0.08
+    height = head_inches + rows * row_inches + 0.08
     figure = _new_figure(width, height)
     if title:
         figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize=10)
 
     def panel(row: int, column: int) -> Axes:
         """Add the axes of one panel, of one size whatever the image."""
-        left, top = label_inches + column * _PANEL_INCHES, head_inches + row * _PANEL_INCHES
-        side = _PANEL_INCHES - 0.06
-        return figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
+        left, top = label_inches + column * _PANEL_INCHES, head_inches + row * row_inches
+        across, down = _PANEL_INCHES - 0.06, row_inches - 0.06
+        return figure.add_axes((left / width, 1 - (top + down) / height, across / width, down / height))
 
     for row, (image, sensor) in enumerate(zip(image_set, sensors, strict=True)):
-        limits = stretch_limits(inputs[row])
-        seen = composite(inputs[row], image.bands, sensor, limits=limits)
-        drawn = composite(np.asarray(reconstructions[row]), image.bands, sensor, limits=limits)
+        seen = composite(inputs[row], image.bands, sensor, limits=stretches[row])
+        drawn = composite(np.asarray(reconstructions[row]), image.bands, sensor, limits=stretches[row])
         hidden = np.asarray(masks[row], bool)[..., None]
         for column, shown in enumerate((seen, np.where(hidden, _HIDDEN_GREY, seen), drawn)):
             _show(panel(row, column), shown)
         axes = panel(row, 3)
         mappable = _show(axes, errors[row], cmap="magma", vmin=0, vmax=ceilings[sensor.unit])
-        top = head_inches + row * _PANEL_INCHES
+        top = head_inches + row * row_inches
         figure.text(
             (label_inches - 0.08) / width,
-            1 - (top + (_PANEL_INCHES - 0.06) / 2) / height,
+            1 - (top + (row_inches - 0.06) / 2) / height,
             _row_label(image_set, row),
             ha="right",
             va="center",
@@ -199,9 +208,9 @@ def plot_reconstruction(
         if row + 1 < rows and units[row + 1] == units[row]:
             continue
         first = next(r for r in range(row, -1, -1) if r == 0 or units[r - 1] != units[row])
-        span = (row - first + 1) * _PANEL_INCHES - 0.06
+        span = (row - first + 1) * row_inches - 0.06
         bar = figure.add_axes(
-            ((width - bar_inches + 0.06) / width, 1 - (top + _PANEL_INCHES - 0.06) / height, 0.1 / width, span / height)
+            ((width - bar_inches + 0.06) / width, 1 - (top + row_inches - 0.06) / height, 0.1 / width, span / height)
         )
         figure.colorbar(mappable, cax=bar, extend="max").ax.tick_params(labelsize=6, length=2, width=0.5)
         bar.set_ylabel(f"absolute error, {_UNIT_LABELS[units[row]]}", fontsize=7)
@@ -293,6 +302,13 @@ def _check_rows(image_set: ImageSet, reconstructions: Sequence[np.ndarray], mask
             )
 
 
+def _shared_limits(image_set: ImageSet, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the stretch of every image (bands, 2): the median over the images of its sensor and bands."""
+    kinds = [(image.sensor, *image.bands) for image in image_set]
+    own = [stretch_limits(pixels) for pixels in inputs]
+    return [np.median([one for one, other in zip(own, kinds, strict=True) if other == kind], axis=0) for kind in kinds]
+
+
 def _mean_over_bands(errors: np.ndarray) -> np.ndarray:
     """Return the mean over the bands that have a value: (h, w), NaN where none has."""
     real = np.isfinite(errors)
@@ -301,9 +317,9 @@ def _mean_over_bands(errors: np.ndarray) -> np.ndarray:
 
 
 def _ceiling(errors: Sequence[np.ndarray]) -> float:
-    """Return the 98th percentile of error maps together, the end of their colour scale; never 0."""
-    values = np.concatenate([error[np.isfinite(error)] for error in errors])
-    return max(float(np.percentile(values, 98)), 1e-6) if values.size else 1.0
+    """Return the end of the colour scale of error maps, the median of their 98th percentiles; never 0."""
+    ends = [np.percentile(error[np.isfinite(error)], 98) for error in errors if np.isfinite(error).any()]
+    return max(float(np.median(ends)), 1e-6) if ends else 1.0
 
 
 def _row_label(image_set: ImageSet, row: int) -> str:
@@ -320,17 +336,12 @@ def _row_label(image_set: ImageSet, row: int) -> str:
 
 
 def _ground_resolution(image: Image) -> float | None:
-    """Return metres per pixel as far as the image says: its gsd, or a pixel size that is not in degrees."""
-    if image.gsd is not None:
-        return float(image.gsd)
-    if image.transform is None or image.crs is None:
-        return None
-    from rasterio.crs import CRS
-
-    if CRS.from_user_input(image.crs).is_geographic:
-        return None
-    a, _, _, d, *_ = image.transform
-    return float(np.hypot(a, d))
+    """Return metres per pixel on the ground by the georeference, else as the image says, else None."""
+    height, width = image.pixels.shape[1:]
+    if image.crs is None or image.transform is None:
+        return image.gsd
+    grid = PixelGrid("the image", height, width, 0.0, crs_text(image.crs), tuple(image.transform)[:6])
+    return ground_resolution(place_images([grid]).corners[0], height, width)
 
 
 def _show(axes: Axes, picture: np.ndarray, **options: Any) -> Any:

@@ -212,6 +212,7 @@ def write_raster(
     scale: float | Sequence[float] | None = None,
     offset: float | Sequence[float] | None = None,
     tags: dict[str, str] | None = None,
+    colours: dict[int, tuple[int, int, int]] | None = None,
 ) -> None:
     """Write a GeoTIFF (deflate, tiled where large), whole or not at all.
 
@@ -230,6 +231,7 @@ def write_raster(
         scale: Factor from stored number to physical value, one or one per band.
         offset: Offset from stored number to physical value, one or one per band.
         tags: Further metadata of the file.
+        colours: Red, green and blue from 0 to 255 of the values of a single band of classes (uint8 or uint16).
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -268,7 +270,8 @@ def write_raster(
         "compress": "deflate",
         "predictor": 3 if pixels.dtype.kind == "f" else 2,
         "interleave": "band",
-        "photometric": "MINISBLACK",  # Left to itself GDAL calls the fourth of four 8-bit bands transparency.
+        # Left to itself GDAL calls the fourth of four 8-bit bands transparency.
+        "photometric": "PALETTE" if colours else "MINISBLACK",
         "bigtiff": "IF_SAFER",
     }
     if min(height, width) >= 512:
@@ -283,6 +286,8 @@ def write_raster(
                 dataset.scales = _per_band("scale", scale, count)
             if offset is not None:
                 dataset.offsets = _per_band("offset", offset, count)
+            if colours is not None:
+                dataset.write_colormap(1, colours)
             dataset.update_tags(**(tags or {}))
         os.replace(temporary, path)
     except (RasterioError, CRSError, TypeError, ValueError) as error:
@@ -522,10 +527,8 @@ def _choose_bands(layers: list[_Layer], sensor: Sensor, declared: Sequence[str] 
         raise ValueError(f"bands={declared!r} is one text; pass a list of names.")
     if declared is None:
         if not named:
-            example = [band.name for band in sensor.bands][: len(layers)]
-            raise ValueError(
-                f"{len(layers)} bands without names; pass bands= in file order, for example bands={example!r}."
-            )
+            example = ", ".join(band.name for band in sensor.bands[: len(layers)])
+            raise ValueError(f"{len(layers)} bands without names; pass bands= in file order, for example {example}.")
         own = [sensor.find(layer.name).name for layer in layers]
         return [_finest(layers, own, name) for name in dict.fromkeys(own)]
     wanted = [sensor.find(name).name for name in declared]

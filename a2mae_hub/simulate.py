@@ -14,7 +14,6 @@ bytes.
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from .landscape import (
     simulate_place,
 )
 from .modeling.sensors_a2mae import Band, Sensor, get_sensor
+from .raster import write_raster
 
 # Reflectance of materials in per cent at the knots, linear between them. Set by hand, to two digits, to the shapes of
 # the spectra named; they are typical curves and not any one measurement.
@@ -572,51 +572,21 @@ def write_scenes(
     folder.mkdir(parents=True, exist_ok=True)
     for path, image, taken in zip(paths, images, chosen, strict=True):
         tags = {"sensor": image.sensor, "acquired": _utc(taken.acquired).isoformat(), "source": "simulated"}
-        _write_raster(path, image.pixels, place, tags=tags, image=image)
+        write_raster(
+            path,
+            image.pixels,
+            like=image,
+            descriptions=image.bands,
+            nodata=image.nodata,
+            scale=image.scale,
+            offset=image.offset,
+            tags=tags,
+        )
     names = {f"class_{number}": name for number, name in LAND_COVER_NAMES.items()}
-    _write_raster(folder / "land_cover.tif", place.land_cover[None], place, tags=names, colours=LAND_COVER_COLOURS)
+    grid = (place.resolution, 0.0, place.west, 0.0, -place.resolution, place.north)
+    truth, colours = folder / "land_cover.tif", LAND_COVER_COLOURS
+    write_raster(truth, place.land_cover, crs=place.crs, transform=grid, tags=names, colours=colours)
     if place.change is not None:
         tags = {"change": place.change.kind, "since": _utc(place.change.since).isoformat()}
-        _write_raster(folder / "change.tif", place.change.mask[None].astype(np.uint8), place, tags=tags)
+        write_raster(folder / "change.tif", place.change.mask, crs=place.crs, transform=grid, tags=tags)
     return paths
-
-
-def _write_raster(
-    path: Path,
-    pixels: np.ndarray,
-    place: Place,
-    *,
-    tags: dict[str, str],
-    image: Image | None = None,
-    colours: dict[int, tuple[int, int, int]] | None = None,
-) -> None:
-    """Write (bands, height, width) over the whole place as a compressed GeoTIFF, complete or not at all."""
-    import rasterio
-
-    size = place.extent / pixels.shape[-1]
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tif")
-    try:
-        with rasterio.open(
-            unfinished,
-            "w",
-            driver="GTiff",
-            count=pixels.shape[0],
-            height=pixels.shape[1],
-            width=pixels.shape[2],
-            dtype=pixels.dtype,
-            crs=place.crs,
-            transform=rasterio.Affine(size, 0, place.west, 0, -size, place.north),
-            compress="deflate",
-            nodata=image.nodata if image is not None else None,
-        ) as dataset:
-            dataset.write(pixels)
-            dataset.update_tags(**tags)
-            if image is not None:
-                dataset.descriptions = tuple(image.bands)
-                dataset.scales = (image.scale,) * pixels.shape[0]
-                dataset.offsets = (image.offset,) * pixels.shape[0]
-            if colours is not None:
-                dataset.write_colormap(1, colours)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

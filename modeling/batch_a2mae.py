@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_a2mae import A2MAEConfig
 from .masking_a2mae import UNKNOWN_TIME
+from .tokens_a2mae import grid_positions, take_tokens
 
 
 class A2MAEInputs(TypedDict, total=False):
@@ -84,21 +85,6 @@ def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[s
     return batch
 
 
-def gather_images(image_values: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
-    """Give every token the value of its image: (B, T, …) and (B, L) → (B, L, …)."""
-    num_sets, num_images = image_values.shape[:2]
-    first = torch.arange(num_sets, device=image_ids.device)[:, None] * num_images
-    return image_values.flatten(0, 1)[first + image_ids]
-
-
-def take_tokens(values: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Select tokens: (B, L, …) and (B, K) → (B, K, …)."""
-    num_sets, num_tokens = values.shape[:2]
-    first = torch.arange(num_sets, device=token_ids.device)[:, None] * num_tokens
-    # Whole rows are copied at once, several times faster than `gather` on an expanded index.
-    return values.flatten(0, 1).index_select(0, (first + token_ids).flatten()).unflatten(0, token_ids.shape)
-
-
 def select_tokens(
     batch: dict[str, torch.Tensor], chosen: torch.Tensor, at_most: int | None, priority: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -123,27 +109,3 @@ def select_tokens(
     token_ids = order[:, :at_most]
     taken = {key: take_tokens(batch[key], token_ids) for key in TOKEN_KEYS if key in batch}
     return token_ids, {**batch, **taken, "attention_mask": take_tokens(chosen, token_ids)}
-
-
-def first_tokens(grid_shapes: torch.Tensor) -> torch.Tensor:
-    """Return the index (B, T) of the first token of every image, from `grid_shapes` (B, T, 2)."""
-    sizes = grid_shapes.prod(-1)
-    return sizes.cumsum(1) - sizes
-
-
-def grid_positions(image_ids: torch.Tensor, grid_shapes: torch.Tensor) -> torch.Tensor:
-    """Return row and column (B, L, 2) int64 of every token on the patch grid of its image."""
-    index = torch.arange(image_ids.shape[1], device=image_ids.device) - first_tokens(grid_shapes).gather(1, image_ids)
-    columns = grid_shapes[..., 1].gather(1, image_ids).clamp(min=1)
-    return torch.stack([index // columns, index % columns], dim=-1)
-
-
-def is_image_by_image(image_ids: torch.Tensor, num_images: int) -> bool:
-    """Say whether every set holds the same number of tokens of each image, one image after another.
-
-    The answer depends on values, so it is no in a compiled graph, where shapes alone may decide.
-    """
-    if torch.compiler.is_compiling() or image_ids.shape[1] % num_images:
-        return False
-    expected = torch.arange(num_images, device=image_ids.device).repeat_interleave(image_ids.shape[1] // num_images)
-    return bool((image_ids == expected).all())

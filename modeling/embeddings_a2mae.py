@@ -9,9 +9,9 @@ import math
 import torch
 from torch import nn
 
-from .batch_a2mae import gather_images, is_image_by_image
 from .configuration_a2mae import GEOGRAPHIC_BITS, A2MAEConfig
 from .masking_a2mae import UNKNOWN_TIME
+from .tokens_a2mae import gather_images, is_image_by_image
 
 # Mean length of the Gregorian year, 365.2425 days.
 MINUTES_PER_YEAR = 525_949.2
@@ -178,17 +178,10 @@ class A2MAEPatchEmbedding(nn.Module):
             num_present = batch["pixel_mask"].sum(dim=2, keepdim=True).clamp(min=1).to(pixels.dtype)
             return self.projection((virtual / num_present).flatten(2))
         weights = weights / (wavelengths > 0).sum(-1)[..., None, None].clamp(min=1)
-        if self.mixing_kernels_pays(pixels, weights) and is_image_by_image(batch["image_ids"], weights.shape[1]):
+        if mixing_kernels_pays(weights, batch["image_ids"]):
             return self.project_with_mixed_kernels(pixels, weights)
         virtual = gather_images(weights, batch["image_ids"]).transpose(2, 3) @ pixels
         return self.projection(virtual.flatten(2))
-
-    @staticmethod
-    def mixing_kernels_pays(pixels: torch.Tensor, weights: torch.Tensor) -> bool:
-        """Compare the products of both orders: mix the bands of every token, or the kernels once per image."""
-        num_images, num_bands, num_virtual = weights.shape[1:]
-        tokens_per_image = pixels.shape[1] // num_images
-        return num_bands * (num_virtual + tokens_per_image) < num_virtual * tokens_per_image
 
     def project_with_mixed_kernels(self, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Embed (B, L, C, P·P) pixels whose tokens lie image by image, with one kernel per image.
@@ -196,12 +189,60 @@ class A2MAEPatchEmbedding(nn.Module):
         Mixing the virtual bands' kernels with the weights (B, T, C, K) gives each image a kernel for its own bands: the
         same sum in another order, with C instead of K bands per token.
         """
-        num_sets, num_images, num_bands, num_virtual = weights.shape
+        num_bands, num_virtual = weights.shape[2:]
         width, area = self.projection.out_features, pixels.shape[-1]
         kernels = self.projection.weight.view(width, num_virtual, area).permute(1, 2, 0).reshape(num_virtual, -1)
-        kernels = (weights.flatten(0, 2) @ kernels).view(num_sets * num_images, num_bands * area, width)
+        kernels = (weights.flatten(0, 1) @ kernels).unflatten(-1, (area, width)).flatten(1, 2)
         embedded = torch.baddbmm(self.projection.bias, pixels.reshape(len(kernels), -1, num_bands * area), kernels)
-        return embedded.view(num_sets, -1, width)
+        return embedded.view(len(pixels), -1, width)
+
+
+class A2MAEPatchPrediction(nn.Module):
+    """Predict patches in the bands of their image: the mirror of `A2MAEPatchEmbedding`."""
+
+    def __init__(self, config: A2MAEConfig) -> None:
+        super().__init__()
+        self.reads_out_bands = config.spectral_projection == "basis"
+        self.num_virtual = config.spectral_basis_size if self.reads_out_bands else config.num_channels
+        if self.reads_out_bands:
+            self.spectral_network = A2MAESpectralNetwork(config)
+        self.projection = nn.Linear(config.decoder_hidden_size, self.num_virtual * config.patch_size**2)
+
+    def forward(self, hidden_states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return (B, M, C, P·P) values for the (B, M, width) states of the tokens of a batch."""
+        if not self.reads_out_bands:
+            return self.projection(hidden_states).unflatten(-1, (self.num_virtual, -1))
+        weights = self.spectral_network(batch["band_wavelengths"], batch["band_widths"])
+        if mixing_kernels_pays(weights, batch["image_ids"]):
+            return self.predict_with_mixed_kernels(hidden_states, weights)
+        virtual = self.projection(hidden_states).unflatten(-1, (self.num_virtual, -1))
+        return gather_images(weights, batch["image_ids"]) @ virtual
+
+    def predict_with_mixed_kernels(self, hidden_states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Predict tokens that lie image by image, with one kernel per image; see `A2MAEPatchEmbedding`."""
+        of_images = weights.flatten(0, 1)
+        kernels = (of_images @ self.projection.weight.view(self.num_virtual, -1)).view(
+            len(of_images), -1, hidden_states.shape[-1]
+        )
+        biases = (of_images @ self.projection.bias.view(self.num_virtual, -1)).flatten(1)
+        states = hidden_states.reshape(len(of_images), -1, hidden_states.shape[-1])
+        predicted = torch.baddbmm(biases[:, None], states, kernels.transpose(1, 2))
+        return predicted.view(*hidden_states.shape[:2], weights.shape[2], -1)
+
+
+def mixing_kernels_pays(weights: torch.Tensor, image_ids: torch.Tensor) -> bool:
+    """Say whether to mix the kernels of the virtual bands once per image, instead of the bands of every token.
+
+    Both orders give the same sum. Per image of N tokens one costs C · (K + N) products, the other K · N; and tokens
+    have to lie image by image.
+
+    Args:
+        weights: (B, T, C, K) mixing weights.
+        image_ids: (B, L) int64.
+    """
+    num_images, num_bands, num_virtual = weights.shape[1:]
+    per_image = image_ids.shape[1] // num_images
+    return num_bands * (num_virtual + per_image) < num_virtual * per_image and is_image_by_image(image_ids, num_images)
 
 
 class A2MAECoordinates(nn.Module):
@@ -239,7 +280,7 @@ class A2MAECoordinates(nn.Module):
         coordinates = gather_images(of_images, batch["image_ids"])
         if "patch_positions" in batch:
             position = sine_cosine(batch["patch_positions"].float(), POSITION_PERIODS_METRES).flatten(2)
-            coordinates = coordinates + self.position(position.to(dtype))
+            coordinates = self.position(position.to(dtype)).add_(coordinates)
         return coordinates
 
 

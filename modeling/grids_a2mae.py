@@ -6,7 +6,7 @@ columns.
 
 import torch
 
-from .batch_a2mae import first_tokens, take_tokens
+from .tokens_a2mae import first_tokens, grid_axes, take_tokens
 
 
 def fold_tokens(tokens: torch.Tensor, grid_shapes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +64,10 @@ def fuse_on_anchor_grid(
     rows, columns = grid_shapes[sets, anchor_ids].amax(dim=0).tolist()
     cell_ids = cell_ids[:, :rows, :columns].flatten(1)
 
-    positions = along_grid_axes(patch_positions.float(), grid_shapes[sets, anchor_ids], token_ids[sets, anchor_ids])
+    # Grid north and true north differ by a few degrees; squares overlap exactly along the axes of the grid only.
+    _, row_step, column_step = grid_axes(patch_positions, grid_shapes, anchor_ids)
+    axes = (torch.nn.functional.normalize(step, dim=-1) for step in (row_step, column_step))
+    positions = torch.stack([(patch_positions.float() * axis).sum(-1) for axis in axes], dim=-1)
     sizes = (ground_resolutions.float() * patch_size).gather(1, image_ids)
     cell_positions = take_tokens(positions, cell_ids.clamp(min=0))
     cell_sizes = take_tokens(sizes, cell_ids.clamp(min=0))
@@ -82,26 +85,3 @@ def fuse_on_anchor_grid(
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     fused = weights.to(tokens.dtype) @ tokens
     return fused.transpose(1, 2).unflatten(2, (rows, columns))
-
-
-def along_grid_axes(positions: torch.Tensor, grid_shape: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Turn positions (B, L, 2) so that the axes follow the grid with shape (B, 2) and tokens (B, H, W).
-
-    Grid north and true north differ by a few degrees in most projections; squares only overlap exactly along one of
-    them.
-    """
-    rows, columns = grid_shape.unbind(-1)
-    sets = torch.arange(positions.shape[0], device=positions.device)
-    start = positions[sets, token_ids[:, 0, 0].clamp(min=0)]
-    along_columns = positions[sets, token_ids[sets, 0, (columns - 1).clamp(min=0)].clamp(min=0)] - start
-    along_rows = positions[sets, token_ids[sets, (rows - 1).clamp(min=0), 0].clamp(min=0)] - start
-    # A quarter turn makes the direction along the rows one along the columns, where there is only one column.
-    turned = torch.stack([along_rows[:, 1], -along_rows[:, 0]], dim=-1)
-    direction = torch.where((columns > 1)[:, None], along_columns, turned)
-    length = direction.norm(dim=-1, keepdim=True)
-    direction = torch.where(length > 0, direction / length.clamp(min=1e-9), direction.new_tensor([0.0, 1.0]))
-    east, north = direction[:, None, 1], direction[:, None, 0]
-    return torch.stack(
-        [positions[..., 0] * east - positions[..., 1] * north, positions[..., 1] * east + positions[..., 0] * north],
-        dim=-1,
-    )

@@ -30,6 +30,8 @@ import math
 
 import torch
 
+from .tokens_a2mae import first_tokens, grid_axes
+
 UNKNOWN_TIME = torch.iinfo(torch.int64).min
 MINUTES_PER_DAY = 24 * 60
 
@@ -38,7 +40,8 @@ def anchor_aware_mask(
     noise: torch.Tensor,
     image_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    patch_positions: torch.Tensor,
+    patch_positions: torch.Tensor | None,
+    grid_shapes: torch.Tensor | None,
     ground_resolutions: torch.Tensor,
     acquisition_times: torch.Tensor,
     source_ids: torch.Tensor,
@@ -55,8 +58,9 @@ def anchor_aware_mask(
         noise: (B, 2, L) standard normal numbers: the field on the ground, then each token's own.
         image_ids: (B, L) int64, the image of each token, in [0, T).
         attention_mask: (B, L) bool, True where the token exists.
-        patch_positions: (B, L, 2) patch centres in metres north and east. Where all are equal (positions unknown), no
-            two patches are known to show the same ground, and every image hides independently.
+        patch_positions: (B, L, 2) patch centres in metres north and east. None where unknown: no two patches are then
+            known to show the same ground, and every image hides independently.
+        grid_shapes: (B, T, 2) rows and columns of patches; None likewise.
         ground_resolutions: (B, T) metres per pixel, 0 where unknown.
         acquisition_times: (B, T) int64 minutes, the smallest int64 where unknown.
         source_ids: (B, T) int64, equal for images of one sensor.
@@ -71,7 +75,7 @@ def anchor_aware_mask(
         "random", of n tokens of the set); tokens that do not exist never are.
     """
     field_noise, own_noise = noise.unbind(1)
-    if strategy in ("anchor", "tube"):
+    if strategy in ("anchor", "tube") and patch_positions is not None and grid_shapes is not None:
         if strategy == "tube":
             correlation = torch.ones_like(ground_resolutions, dtype=noise.dtype)
         else:
@@ -79,8 +83,7 @@ def anchor_aware_mask(
                 acquisition_times, source_ids, anchor_ids, same_sensor_days, other_sensor_days
             ).to(noise.dtype)
         reference = coarsest_image(correlation, ground_resolutions, anchor_ids)
-        is_reference = (image_ids == reference[:, None]) & attention_mask
-        field = field_noise.gather(1, nearest_reference_patch(patch_positions, is_reference))
+        field = field_noise.gather(1, nearest_reference_patch(patch_positions, grid_shapes, reference))
         rho = correlation.gather(1, image_ids)
         score = rho * field + (1 - rho.square()).sqrt() * own_noise
     else:
@@ -140,18 +143,25 @@ def coarsest_image(
     return torch.where(is_anchor | (correlation > 0), size, -1.0).argmax(dim=1)
 
 
-def nearest_reference_patch(patch_positions: torch.Tensor, is_reference: torch.Tensor) -> torch.Tensor:
-    """Return, for every token, the index (B, L) of the reference token whose centre is nearest on the ground.
+def nearest_reference_patch(
+    patch_positions: torch.Tensor, grid_shapes: torch.Tensor, reference: torch.Tensor
+) -> torch.Tensor:
+    """Return, for every token, the token (B, L) of the reference image (B,) whose patch is nearest on the ground.
 
-    |p − q|² = |p|² − 2 p·q + |q|², of which |p|² does not matter for the nearest q: one matrix product, in float64
-    because the squares of kilometres cancel, and because autocast and TF32 leave it alone.
+    The patches of an image lie on a regular grid, however that is turned, so the nearest one follows from two steps.
     """
-    precise = torch.float32 if patch_positions.device.type == "mps" else torch.float64
-    patch = patch_positions.to(precise)
-    square = patch.square().sum(-1, keepdim=True).masked_fill(~is_reference[:, :, None], torch.finfo(precise).max)
-    here = torch.cat([patch, torch.ones_like(square)], dim=-1)
-    there = torch.cat([-2 * patch, square], dim=-1)
-    return torch.bmm(here, there.transpose(1, 2)).argmin(dim=2)
+    corner, row_step, column_step = grid_axes(patch_positions, grid_shapes, reference)
+    rows, columns = (grid_shapes[..., axis].gather(1, reference[:, None]) for axis in range(2))
+
+    def cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+    offset = patch_positions.float() - corner
+    area = cross(row_step, column_step)
+    area = torch.where(area == 0, 1.0, area)
+    row = (cross(offset, column_step) / area).round().long().clamp(min=0).minimum((rows - 1).clamp(min=0))
+    column = (cross(row_step, offset) / area).round().long().clamp(min=0).minimum((columns - 1).clamp(min=0))
+    return first_tokens(grid_shapes).gather(1, reference[:, None]) + row * columns + column
 
 
 def lowest_scores(

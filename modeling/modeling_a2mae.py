@@ -23,17 +23,18 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .batch_a2mae import A2MAEKwargs, complete_batch, gather_images, select_tokens, split_batch
+from .batch_a2mae import A2MAEKwargs, complete_batch, select_tokens, split_batch
 from .configuration_a2mae import A2MAEConfig
 from .embeddings_a2mae import (
     A2MAECoordinates,
     A2MAEPatchEmbedding,
-    A2MAESpectralNetwork,
+    A2MAEPatchPrediction,
     FanInLinear,
     ReleasedCoordinates,
 )
 from .grids_a2mae import fold_tokens, fuse_on_anchor_grid
 from .masking_a2mae import UNKNOWN_TIME, anchor_aware_mask, most_hidden_tokens, most_visible_tokens
+from .tokens_a2mae import gather_images
 
 
 @dataclass
@@ -148,8 +149,9 @@ class A2MAELayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Return (B, tokens, width)."""
         attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, memory, **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        # Added in place: the products keep nothing of their result for the backward pass, and memory is the bottleneck.
+        hidden_states = self.dropout(attended).add_(hidden_states)
+        return self.dropout(self.mlp(self.layernorm_after(hidden_states))).add_(hidden_states)
 
 
 class A2MAEPreTrainedModel(PreTrainedModel):
@@ -269,7 +271,7 @@ class A2MAEModel(A2MAEPreTrainedModel):
             grid_positions=grid_positions,
         )
         patches = self.patch_embedding(batch)
-        patches = patches + self.coordinates(batch).to(patches.dtype)
+        patches = patches.add_(self.coordinates(batch))
         hidden_states = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         exists = with_class_token(batch.get("attention_mask"))
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=exists)
@@ -292,13 +294,13 @@ def pool(hidden_states: torch.Tensor, exists: torch.Tensor | None, pooling: str)
     if pooling == "class":
         return hidden_states[:, 0]
     patches = hidden_states[:, 1:]
-    weights = torch.ones_like(patches[..., :1]) if exists is None else exists[..., None].to(patches.dtype)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-    mean = (patches * weights).sum(1)
+    weights = torch.ones_like(patches[..., 0]) if exists is None else exists.to(patches.dtype)
+    weights = (weights / weights.sum(1, keepdim=True).clamp(min=1))[:, None]
+    mean = weights @ patches
     if pooling == "mean":
-        return mean
-    variance = ((patches - mean[:, None]).square() * weights).sum(1)
-    return torch.cat([mean, (variance + 1e-6).sqrt()], dim=-1)
+        return mean[:, 0]
+    variance = weights @ (patches - mean).square()
+    return torch.cat([mean, (variance + 1e-6).sqrt()], dim=-1)[:, 0]
 
 
 class A2MAEDecoder(nn.Module):
@@ -327,10 +329,7 @@ class A2MAEDecoder(nn.Module):
             for _ in range(config.decoder_num_hidden_layers)
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        mixes_bands = config.spectral_projection == "basis"
-        self.spectral_network = A2MAESpectralNetwork(config) if mixes_bands else None
-        self.num_virtual = config.spectral_basis_size if mixes_bands else config.num_channels
-        self.projection = nn.Linear(width, self.num_virtual * config.patch_size**2)
+        self.patch_prediction = A2MAEPatchPrediction(config)
 
     def forward(
         self,
@@ -373,11 +372,7 @@ class A2MAEDecoder(nn.Module):
             hidden_states = layer(hidden_states, mask, memory, **kwargs)
         if not self.crosses:
             hidden_states = hidden_states[:, 1:]
-        predicted = self.projection(self.layernorm(hidden_states)).unflatten(-1, (self.num_virtual, -1))
-        if self.spectral_network is None:
-            return predicted
-        weights = self.spectral_network(target["band_wavelengths"], target["band_widths"])
-        return gather_images(weights, target["image_ids"]) @ predicted
+        return self.patch_prediction(self.layernorm(hidden_states), target)
 
 
 class A2MAEForPreTraining(A2MAEPreTrainedModel):
@@ -447,12 +442,13 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
 
     def draw_visible(self, batch: dict[str, torch.Tensor], exists: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return (B, L) bool, True where a token stays visible under the masking rule of the configuration."""
-        positions = batch.get("patch_positions", noise.new_zeros(*exists.shape, 2))
+        known = "patch_positions" in batch and "grid_shapes" in batch
         return anchor_aware_mask(
             noise.float(),
             batch["image_ids"],
             exists,
-            positions,
+            batch["patch_positions"] if known else None,
+            batch["grid_shapes"] if known else None,
             batch["ground_resolutions"],
             batch["acquisition_times"],
             batch["source_ids"],

@@ -42,7 +42,6 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
         num_images = max(len(images) for images in sets)
         num_bands = max(len(image["bands"]) for image in images_of_all)
         num_tokens = max(sum(math.prod(image["grid"]) for image in images) for images in sets_of_images)
-        generator = torch.Generator().manual_seed(seed)
         batch = {
             "pixel_values": torch.zeros(num_sets, num_tokens, num_bands, patch_size**2),
             "pixel_mask": torch.zeros(num_sets, num_tokens, num_bands, patch_size**2, dtype=torch.bool),
@@ -54,11 +53,14 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
             "ground_resolutions": torch.zeros(num_sets, num_images),
             "acquisition_times": torch.full((num_sets, num_images), UNKNOWN_TIME),
             "source_ids": torch.full((num_sets, num_images), -1),
-            "geographic_codes": torch.randint(2**32, (num_sets, 8), generator=generator),
+            "geographic_codes": torch.zeros(num_sets, 8, dtype=torch.int64),
             "anchor_ids": torch.tensor(anchors if anchors is not None else [0] * num_sets),
             "grid_shapes": torch.zeros(num_sets, num_images, 2, dtype=torch.int64),
         }
         for b, images in enumerate(sets_of_images):
+            # One generator per set: a set is the same alone and among others.
+            generator = torch.Generator().manual_seed(1000 * seed + b)
+            batch["geographic_codes"][b] = torch.randint(2**32, (8,), generator=generator)
             first = 0
             for t, image in enumerate(images):
                 count, bands = math.prod(image["grid"]), len(image["bands"])
@@ -148,7 +150,7 @@ def tiny_config() -> Callable[..., A2MAEConfig]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config) -> Callable[..., torch.nn.Module]:
-    """A function from a model class and overrides of the configuration to that model, ready to answer, always the same."""
+    """A function from a model class and overrides of the configuration to that model, not training, always the same."""
 
     def model(model_class, **overrides) -> torch.nn.Module:
         with torch.random.fork_rng():

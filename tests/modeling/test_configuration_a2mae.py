@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
@@ -96,9 +97,10 @@ WRONG = {
 
 @pytest.mark.parametrize(("arguments", "sentence"), WRONG.values(), ids=WRONG.keys())
 def test_numbers_that_do_not_fit_are_refused_by_name(arguments, sentence):
-    # huggingface_hub wraps what a validator raises into an error of its own, which is a ValueError too.
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    # huggingface_hub puts our ValueError, sentence and all, into an error of its own.
+    with pytest.raises(StrictDataclassClassValidationError, match=re.escape(sentence)) as refusal:
         A2MAEConfig(**arguments)
+    assert isinstance(refusal.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_numbers_that_do_not_fit_are_refused_by_name(arguments, sentence):
     ],
 )
 def test_values_of_another_kind_are_refused_by_name(field, value):
-    with pytest.raises(Exception, match=field):
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
         A2MAEConfig(**{field: value})
 
 

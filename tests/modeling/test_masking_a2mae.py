@@ -13,9 +13,12 @@ from a2mae_hub.modeling.masking_a2mae import (
     correlation_with_anchor,
     most_hidden_tokens,
     most_visible_tokens,
+    nearest_reference_patch,
 )
 
-KEYS = "image_ids attention_mask patch_positions ground_resolutions acquisition_times source_ids anchor_ids".split()
+KEYS = (
+    "image_ids attention_mask patch_positions grid_shapes ground_resolutions acquisition_times source_ids anchor_ids"
+).split()
 A, B, C = 0, 1, 2  # sensors
 DAY = 24 * 60  # minutes
 
@@ -93,10 +96,11 @@ def test_other_content_hides_independently(make_batch, make_noise, other, rule):
     assert abs(both - num_sets * kept * share) < 5 * math.sqrt(num_sets * variance)
 
 
-def test_images_without_known_positions_hide_independently(make_batch, make_noise):
+@pytest.mark.parametrize("unknown", ["patch_positions", "grid_shapes"])
+@pytest.mark.parametrize("strategy", ["anchor", "tube"])
+def test_images_without_known_positions_hide_independently(make_batch, make_noise, unknown, strategy):
     batch = repeat(make_batch([{}, {"sensor": B}]), 3000)
-    batch["patch_positions"] = torch.zeros_like(batch["patch_positions"])
-    one, two = visible_maps(draw(batch, make_noise(batch)), batch)
+    one, two = visible_maps(draw({**batch, unknown: None}, make_noise(batch), strategy=strategy), batch)
     assert share_visible_in_both(one, two) == pytest.approx(1 / 16, abs=0.005)
 
 
@@ -211,7 +215,8 @@ def test_the_share_is_exact_for_scenes_of_thousands_of_patches_too(tokens, perce
     batch = {
         "image_ids": ids,
         "attention_mask": torch.ones(1, tokens, dtype=torch.bool),
-        "patch_positions": torch.zeros(1, tokens, 2),
+        "patch_positions": None,
+        "grid_shapes": None,
         "ground_resolutions": none,
         "acquisition_times": none.long(),
         "source_ids": none.long(),
@@ -248,7 +253,7 @@ def test_padding_is_never_visible_and_the_mask_does_not_depend_on_it(ragged, pad
         alone = {key: ragged[key][b : b + 1] for key in KEYS}
         for key in ("image_ids", "attention_mask", "patch_positions"):
             alone[key] = alone[key][:, :tokens]
-        for key in ("ground_resolutions", "acquisition_times", "source_ids"):
+        for key in ("grid_shapes", "ground_resolutions", "acquisition_times", "source_ids"):
             alone[key] = alone[key][:, :images]
         assert torch.equal(draw(alone, noise[b : b + 1, :, :tokens], strategy=strategy)[0], visible[b, :tokens])
 
@@ -294,6 +299,28 @@ def test_turning_flipping_or_moving_the_whole_set_leaves_the_mask(
     turn = torch.tensor([[cosine, -sine], [sine, cosine]]) @ torch.diag(torch.tensor([-1.0 if flip else 1.0, 1.0]))
     moved = {**batch, "patch_positions": batch["patch_positions"] @ turn.T + torch.tensor([north, east])}
     assert torch.equal(draw(moved, noise), draw(batch, noise))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    angle=st.floats(0, 360),
+    gsd=st.floats(5, 60),
+    stretch=st.floats(0.4, 2.5),
+    centre=st.tuples(st.floats(-200, 200), st.floats(-200, 200)),
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_every_patch_reads_the_noise_of_the_nearest_patch(make_batch, angle, gsd, stretch, centre, grid):
+    """Another zone, another grid: turned, shifted and, for rasters in degrees, with oblong pixels."""
+    batch = make_batch([{"grid": (4, 5)}, {"gsd": gsd, "grid": grid, "centre": centre}])
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    lies = batch["patch_positions"][0].double()
+    # A single row or column does not tell how wide it is.
+    oblong = torch.tensor([stretch if min(grid) > 1 else 1.0, 1.0]).double()
+    lies[20:] = (lies[20:] * oblong) @ torch.tensor([[cosine, -sine], [sine, cosine]]).double()
+    nearest = nearest_reference_patch(lies[None].float(), batch["grid_shapes"], torch.tensor([1]))[0]
+    distances = torch.cdist(lies, lies[20:])
+    found = distances.gather(1, nearest[:, None] - 20)[:, 0]
+    torch.testing.assert_close(found, distances.amin(1), atol=0.05, rtol=0)  # metres, for patches halfway
 
 
 def test_an_image_without_a_single_token_does_not_free_the_others_from_the_anchor(make_batch, make_noise):
