@@ -1,8 +1,15 @@
 """The two models that the benchmarks compare: A2-MAE and the library's ViT-MAE, of equal size, on equal work.
 
-Both see the same pixels: three images of a set as 3 × (12 × 16) patches here, one square image of 24 × 24 patches
-there (12 × 12 of 6 × 8 in the small case). Width, depth, heads, decoder, patch size and number of bands are equal.
+Both see the same number of pixels of six bands: three images of a set as 3 × (12 × 16) patches here, one square image
+of 24 × 24 patches there. Width, depth, heads, decoder, patch size and mask ratio are equal.
 """
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
@@ -11,6 +18,9 @@ from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
 
 NUM_IMAGES, ROWS, COLUMNS, NUM_BANDS = 3, 12, 16, 6
+NUM_THREADS = 2
+
+Step = Callable[[], object]
 
 
 def configurations(size: str, **overrides: object) -> tuple[A2MAEConfig, ViTMAEConfig]:
@@ -60,13 +70,75 @@ def batches(config: A2MAEConfig, num_sets: int) -> tuple[dict[str, torch.Tensor]
     return ours, theirs
 
 
-def encoders(size: str) -> tuple[A2MAEModel, ViTMAEModel]:
-    """Return both encoders in evaluation mode, ViT-MAE with its masking off."""
-    ours, theirs = configurations(size, mask_ratio=0.0)
-    return A2MAEModel(ours).eval(), ViTMAEModel(theirs).eval()
+def encode_step(ours: bool, size: str, num_sets: int) -> Step:
+    """Return a forward pass of one of the encoders, ViT-MAE with its masking off."""
+    configs = configurations(size, mask_ratio=0.0)
+    batch = batches(configs[0], num_sets)[0 if ours else 1]
+    model = (A2MAEModel(configs[0]) if ours else ViTMAEModel(configs[1])).eval()
+    return torch.inference_mode()(lambda: model(**batch))
 
 
-def pretrainers(size: str, **overrides: object) -> tuple[A2MAEForPreTraining, ViTMAEForPreTraining]:
-    """Return both masked autoencoders in training mode."""
-    ours, theirs = configurations(size, **overrides)
-    return A2MAEForPreTraining(ours).train(), ViTMAEForPreTraining(theirs).train()
+def pretrain_step(ours: bool, size: str, num_sets: int, **overrides: object) -> Step:
+    """Return a training step of one of the masked autoencoders: forward, backward, AdamW."""
+    configs = configurations(size, **overrides)
+    batch = batches(configs[0], num_sets)[0 if ours else 1]
+    return training_step(A2MAEForPreTraining(configs[0]) if ours else ViTMAEForPreTraining(configs[1]), batch)
+
+
+def training_step(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Step:
+    """Return a function that trains the model on the batch once."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def compare(ours: Step, theirs: Step, rounds: int) -> tuple[float, float, list[float]]:
+    """Run both in turn; return the median seconds of each, and the ratio theirs / ours of every round, sorted."""
+    seconds: dict[Step, list[float]] = {ours: [], theirs: []}
+    for warms_up in (True, *[False] * rounds):
+        for step, taken in seconds.items():
+            start = time.perf_counter()
+            step()
+            if not warms_up:
+                taken.append(time.perf_counter() - start)
+    ratios = sorted(there / here for here, there in zip(seconds[ours], seconds[theirs], strict=True))
+    return statistics.median(seconds[ours]), statistics.median(seconds[theirs]), ratios
+
+
+def peak_mebibytes(make_step: Callable[..., Step], *args: object, **kwargs: object) -> float:
+    """Return the peak memory of a step above the imported libraries, model and batch included, in its own process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, make_step, args, kwargs).result()
+
+
+def _peak(make_step: Callable[..., Step], args: tuple, kwargs: dict) -> float:
+    torch.set_num_threads(NUM_THREADS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = make_step(*args, **kwargs)
+    for _ in range(2):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def report(title: str, make_step: Callable[..., Step], rounds: int, *args: object, **kwargs: object) -> None:
+    """Print one row: seconds and peak memory of both, and the ratio of speeds."""
+    steps = [make_step(ours, *args, **kwargs) for ours in (True, False)]
+    ours, theirs, ratios = compare(*steps, rounds)
+    memory = [peak_mebibytes(make_step, is_ours, *args, **kwargs) for is_ours in (True, False)]
+    print(
+        f"{title:<30} {ours:7.3f} {theirs:8.3f}   {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+        f"   {memory[0]:8.0f} {memory[1]:10.0f}",
+        flush=True,
+    )
+
+
+def print_header(what: str) -> None:
+    """Print the head of the table."""
+    print(what)
+    print(f"{'':<30} {'ours s':>7} {'theirs s':>8}   {'theirs / ours':<17} {'ours MiB':>9} {'theirs MiB':>10}")

@@ -34,15 +34,15 @@ def make_sets(count: int, georeference: str, generator: np.random.Generator) -> 
             transform = (10.0, 0.0, 400000.0 + 960 * number, 0.0, -10.0, 5000000.0)
             sets.append({"images": [image | {"crs": "EPSG:32631", "transform": transform} for image in images]})
         else:
-            images = [image | {"gsd": 10.0} for image in images]
-            sets.append({"images": images, "longitude": 2.8 + number / 100, "latitude": 42.3})
+            place: dict[str, object] = {"longitude": 2.8 + number / 100, "latitude": 42.3}
+            sets.append({"images": [image | {"gsd": 10.0} for image in images], **place})
     return sets
 
 
 def sets_per_second(processor: A2MAEImageProcessor, sets: list[dict], seconds: float) -> float:
     """Return the rate of the fastest third of the calls, which other work on the machine disturbs least."""
     processor(sets, return_tensors="pt")
-    durations = []
+    durations: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(durations) < 3:
         start = time.perf_counter()

@@ -371,7 +371,7 @@ class _TokenMask(NamedTuple):
     real: np.ndarray | None  # (tokens, C, P, P) bool; None where every value is
 
 
-# --------------------------------------------------------------------------------------------------------- standardise
+# Standardise
 
 
 def _rows_and_columns(size: Any, patch_size: int) -> tuple[int, int]:
@@ -420,7 +420,7 @@ def _interpolate(values: np.ndarray, size: tuple[int, int], shrinks: bool) -> np
     return torch.nn.functional.interpolate(tensor, size=tuple(size), mode="bilinear", antialias=shrinks)[0].numpy()
 
 
-# ------------------------------------------------------------------------------------------------------------ patchify
+# Patchify
 
 
 def _patch_grid(size: Sequence[int], patch_size: int) -> tuple[int, int]:
@@ -446,7 +446,7 @@ def _fold(tokens: np.ndarray, patches: tuple[int, int], size: tuple[int, int], p
     return tiles.reshape(-1, rows * patch_size, columns * patch_size)[:, : size[0], : size[1]]
 
 
-# --------------------------------------------------------------------------------------------------------------- place
+# Place
 
 
 def _allocate(sets: Sequence[_Set], patch_size: int) -> dict[str, np.ndarray]:
@@ -515,8 +515,7 @@ def _join_masks(batch: dict[str, np.ndarray], masks: Sequence[_TokenMask]) -> No
         batch["pixel_mask"][place] = True if real is None else real
 
 
-# -------------------------------------------------------------------------------------------------- fold predictions
-# back
+# Fold predictions back
 
 
 def _predicted_tokens(outputs: Any, batch: Mapping[str, Any], normalize_targets: bool) -> np.ndarray:

@@ -92,6 +92,14 @@ def test_every_colour_shows_its_own_band():
     assert picture[0, 0].tolist() == [0.0, 1.0, 0.0]
 
 
+def test_grey_ground_stays_grey_in_true_colour_whatever_the_range_of_each_band():
+    pixels = np.random.default_rng(0).uniform(0.1, 0.2, (3, 8, 8))
+    pixels[0] *= 2  # red varies most
+    pixels[:, 4, 4] = 0.15
+    picture = composite(pixels, ["B04", "B03", "B02"], "sentinel-2-l2a")
+    assert np.ptp(picture[4, 4]) < 1e-12 and 0 < picture[4, 4, 0] < 1
+
+
 def test_places_without_data_are_light_grey_whatever_the_band_that_lacks_them():
     pixels = np.random.default_rng(0).uniform(size=(3, 5, 5))
     pixels[2, 1, 1] = np.nan
@@ -150,6 +158,28 @@ def test_a_reconstruction_is_drawn_with_one_row_an_image(tmp_path):
     assert both.shape[1] == one.shape[1]
     assert both.shape[0] - one.shape[0] == pytest.approx(1.9 * 150, abs=1)
     assert both[..., :3].std() > 0.1
+
+
+def test_one_cloudy_date_of_three_does_not_change_how_the_others_are_drawn(tmp_path):
+    def top_rows(cloudy: bool) -> np.ndarray:
+        image = two_images()[0]
+        third = Image(np.full_like(image.pixels, 9_000) if cloudy else image.pixels, image.bands, image.sensor)
+        images = ImageSet([image, two_images()[0], third])
+        picture = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / f"{cloudy}.png")
+        return matplotlib.image.imread(picture)[: int(2 * 1.9 * 150), : int(5 * 1.9 * 150)]
+
+    np.testing.assert_array_equal(top_rows(cloudy=True), top_rows(cloudy=False))
+
+
+def test_rows_are_as_high_as_the_images_are(tmp_path):
+    image = two_images()[0]
+    image.pixels = image.pixels[:, :12]
+    images = ImageSet([image])
+    path = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / "wide.png")
+    square = ImageSet([two_images()[0]])
+    other = plot_reconstruction(square, *reconstructions_and_masks(square), tmp_path / "square.png")
+    heights = [matplotlib.image.imread(one).shape[0] for one in (path, other)]
+    assert heights[1] - heights[0] == pytest.approx(0.5 * 1.9 * 150, abs=1)
 
 
 def test_hidden_patches_are_grey_in_the_second_panel_only(tmp_path):

@@ -270,14 +270,16 @@ def test_same_noise_same_mask_and_sets_do_not_see_each_other(ragged, make_noise,
 
 
 @pytest.mark.parametrize("strategy", ["anchor", "independent", "tube", "random"])
-def test_every_patch_is_hidden_equally_often(make_batch, make_noise, strategy):
+@pytest.mark.parametrize("percent", [75, 60])
+def test_every_patch_of_an_image_is_hidden_equally_often(make_batch, make_noise, strategy, percent):
+    """Also where the share ends within a patch of the coarser image."""
     images = [{}, {"sensor": B, "gsd": 20.0, "grid": (2, 2)}, {"sensor": B, "day": 30}, {"day": 90}]
-    num_sets = 4000
+    num_sets, counts = 4000, torch.tensor([16, 4, 16, 16])
     batch = repeat(make_batch(images), num_sets)
-    visible = draw(batch, make_noise(batch), strategy=strategy)
-    frequency = visible.float().mean(0)
-    # Five standard errors of a frequency of 1/4.
-    assert (frequency - 0.25).abs().max() < 5 * math.sqrt(0.25 * 0.75 / num_sets)
+    frequency = draw(batch, make_noise(batch), mask_ratio=percent / 100, strategy=strategy).double().mean(0)
+    groups = torch.tensor([52] * 4) if strategy == "random" else counts
+    expected = (groups * (100 - percent) // 100 / groups).repeat_interleave(counts)
+    assert ((frequency - expected).abs() < 5 * (expected * (1 - expected) / num_sets).sqrt()).all()
 
 
 @settings(deadline=None, max_examples=25)

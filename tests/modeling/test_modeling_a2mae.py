@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from a2mae_hub.modeling.batch_a2mae import select_tokens
 from a2mae_hub.modeling.modeling_a2mae import A2MAEBackbone, A2MAEForPreTraining, A2MAEModel
 
 UNKNOWN_TIME = -(2**63)
@@ -244,6 +245,18 @@ def test_training_decodes_as_much_of_every_image(make_batch, make_noise, tiny_mo
     shares = torch.bincount(decoded // 64, minlength=3) / (60 * 48)
     # 60 · 48 hidden tokens of each image, a third of them decoded: a standard error of 0.009.
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.045)
+
+
+@pytest.mark.parametrize("key", ["patch_positions", "acquisition_times", "image_ids"])
+def test_the_cross_decoder_knows_where_and_of_what_the_visible_tokens_are(batch, tiny_model, key):
+    """It attends to the visible tokens by their coordinates, so those alone must change what it predicts."""
+    decoder = tiny_model(A2MAEForPreTraining).decoder
+    visible_ids, visible = select_tokens(batch, torch.arange(32).expand(2, 32) % 4 == 0, None)
+    _, target = select_tokens(batch, torch.arange(32).expand(2, 32) % 4 == 1, None)
+    latent = torch.randn(2, 1 + visible_ids.shape[1], 32, generator=torch.Generator().manual_seed(0))
+    elsewhere = {**visible, key: visible[key].flip(1)}
+    predicted = decoder(latent, visible, target, visible_ids)
+    assert (decoder(latent, elsewhere, target, visible_ids) - predicted).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
