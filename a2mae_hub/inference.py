@@ -248,7 +248,7 @@ def reconstruct(
         )
     batch = prepare(checkpoint, image_set)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, 2, batch["pixel_values"].shape[1], generator=generator)
+    noise = torch.randn(1, 3, batch["pixel_values"].shape[1], generator=generator)
     outputs = checkpoint.model(**batch, noise=noise)
     settings: dict[str, Any] = {"normalize_targets": checkpoint.model.config.normalize_targets}
     images = checkpoint.processor.post_process_reconstruction(

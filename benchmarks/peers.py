@@ -128,8 +128,7 @@ def _peak(make_step: Callable[..., Step], args: tuple, kwargs: dict) -> float:
 
 def report(title: str, make_step: Callable[..., Step], rounds: int, *args: object, **kwargs: object) -> None:
     """Print one row: seconds and peak memory of both, and the ratio of speeds."""
-    steps = [make_step(ours, *args, **kwargs) for ours in (True, False)]
-    ours, theirs, ratios = compare(*steps, rounds)
+    ours, theirs, ratios = compare(make_step(True, *args, **kwargs), make_step(False, *args, **kwargs), rounds)
     memory = [peak_mebibytes(make_step, is_ours, *args, **kwargs) for is_ours in (True, False)]
     print(
         f"{title:<30} {ours:7.3f} {theirs:8.3f}   {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"

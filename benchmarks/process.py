@@ -19,7 +19,7 @@ BANDS = ["B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"]
 
 def make_sets(count: int, georeference: str, generator: np.random.Generator) -> list[dict]:
     """Return `count` sets of random Sentinel-2 images, placed in the way named."""
-    sets = []
+    sets: list[dict] = []
     for number in range(count):
         images = [
             {
@@ -34,8 +34,8 @@ def make_sets(count: int, georeference: str, generator: np.random.Generator) -> 
             transform = (10.0, 0.0, 400000.0 + 960 * number, 0.0, -10.0, 5000000.0)
             sets.append({"images": [image | {"crs": "EPSG:32631", "transform": transform} for image in images]})
         else:
-            place: dict[str, object] = {"longitude": 2.8 + number / 100, "latitude": 42.3}
-            sets.append({"images": [image | {"gsd": 10.0} for image in images], **place})
+            located = {"images": [image | {"gsd": 10.0} for image in images]}
+            sets.append(located | {"longitude": 2.8 + number / 100, "latitude": 42.3})
     return sets
 
 

@@ -40,6 +40,23 @@ class A2MAEKwargs(A2MAEInputs, TransformersKwargs, total=False):
     """The batch, besides `pixel_values`, and what every transformers model takes (`output_hidden_states` and so on)."""
 
 
+# Axes of one name are of one size.
+SHAPES = {
+    "pixel_values": "sets tokens bands pixels",
+    "pixel_mask": "sets tokens bands pixels",
+    "attention_mask": "sets tokens",
+    "image_ids": "sets tokens",
+    "patch_positions": "sets tokens 2",
+    "grid_positions": "sets tokens 2",
+    "band_wavelengths": "sets images bands",
+    "band_widths": "sets images bands",
+    "ground_resolutions": "sets images",
+    "acquisition_times": "sets images",
+    "source_ids": "sets images",
+    "geographic_codes": "sets 8",
+    "anchor_ids": "sets",
+    "grid_shapes": "sets images 2",
+}
 TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions", "grid_positions")
 BATCH_KEYS = ("pixel_values", *A2MAEInputs.__annotations__)
 
@@ -68,6 +85,7 @@ def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[s
             "band_wavelengths or band_widths is missing from the batch, without which the bands cannot be told apart;"
             " pass both in nanometres, as A2MAEImageProcessor does."
         )
+    check_shapes(batch)
     per_image = ("band_wavelengths", "ground_resolutions", "acquisition_times", "source_ids", "grid_shapes")
     num_images = next((batch[key].shape[1] for key in per_image if key in batch), 1)
     num_sets, num_tokens = pixel_values.shape[:2]
@@ -85,8 +103,38 @@ def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[s
     return batch
 
 
+def check_shapes(batch: dict[str, torch.Tensor]) -> None:
+    """Compare the sizes of a batch with one another.
+
+    Raises:
+        ValueError: A key does not fit the others; the message names it.
+    """
+    sizes: dict[str, int] = {}
+    for key, names in SHAPES.items():
+        shape, axes = tuple(batch[key].shape) if key in batch else (), names.split()
+        if not shape or (key.startswith("band_") and shape[-1] == 0):
+            continue
+        expected = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in axes]
+        if len(shape) != len(axes) or any(size not in (None, own) for own, size in zip(shape, expected, strict=True)):
+            wanted = ", ".join(axis if size is None else str(size) for axis, size in zip(axes, expected, strict=True))
+            raise ValueError(
+                f"{key} has shape {shape}, but with the rest of the batch goes ({wanted}); pass a batch as the processor"
+                " returns it, whole."
+            )
+        sizes.update({axis: size for axis, size in zip(axes, shape, strict=True) if not axis.isdigit()})
+    ids, num_images = batch.get("image_ids"), sizes.get("images", 1)
+    # Values are looked at only where that costs no wait for a device.
+    if ids is not None and ids.numel() and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not 0 <= int(ids.min()) <= int(ids.max()) < num_images:
+            raise ValueError(f"image_ids names image {int(ids.max())}, but the batch holds {num_images} per set.")
+
+
 def select_tokens(
-    batch: dict[str, torch.Tensor], chosen: torch.Tensor, at_most: int | None, priority: torch.Tensor | None = None
+    batch: dict[str, torch.Tensor],
+    chosen: torch.Tensor,
+    at_most: int | None,
+    priority: torch.Tensor | None = None,
+    quota: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Keep the chosen tokens of a batch.
 
@@ -95,6 +143,7 @@ def select_tokens(
         chosen: (B, L) bool.
         at_most: Length K of the result; None takes the most chosen in any set.
         priority: (B, L), where more are chosen than fit the lowest stay; None keeps the order of the tokens.
+        quota: (B,) int64, tokens of each set at most; None sets no other limit than the length.
 
     Returns:
         (B, K) int64 indices of the tokens, and their batch, whose `attention_mask` is False where a set has fewer than
@@ -108,4 +157,7 @@ def select_tokens(
         order = priority.masked_fill(~chosen, math.inf).argsort(dim=1)
     token_ids = order[:, :at_most]
     taken = {key: take_tokens(batch[key], token_ids) for key in TOKEN_KEYS if key in batch}
-    return token_ids, {**batch, **taken, "attention_mask": take_tokens(chosen, token_ids)}
+    kept = take_tokens(chosen, token_ids)
+    if quota is not None:
+        kept = kept & (torch.arange(at_most, device=kept.device) < quota[:, None])
+    return token_ids, {**batch, **taken, "attention_mask": kept}

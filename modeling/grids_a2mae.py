@@ -4,9 +4,14 @@ Tokens of an image follow one another row by row, images follow one another; `gr
 columns.
 """
 
+from collections.abc import Iterator
+
 import torch
 
-from .tokens_a2mae import first_tokens, grid_axes, take_tokens
+from .tokens_a2mae import first_tokens, gather_images, grid_axes, take_tokens
+
+# Pairs of cell and token that are weighed at once: the memory of a map grows with its size, not with its square.
+_BLOCK = 2**24
 
 
 def fold_tokens(tokens: torch.Tensor, grid_shapes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +55,7 @@ def fuse_on_anchor_grid(
         attention_mask: (B, L) bool, True where the token exists; None where all do.
         image_ids: (B, L) int64.
         patch_positions: (B, L, 2) metres north and east of the patch centres.
-        ground_resolutions: (B, T) metres per pixel.
+        ground_resolutions: (B, T) metres per pixel; for images of a single patch.
         anchor_ids: (B,) int64.
         grid_shapes: (B, T, 2) rows and columns of patches.
         patch_size: Pixels.
@@ -64,24 +69,33 @@ def fuse_on_anchor_grid(
     rows, columns = grid_shapes[sets, anchor_ids].amax(dim=0).tolist()
     cell_ids = cell_ids[:, :rows, :columns].flatten(1)
 
-    # Grid north and true north differ by a few degrees; squares overlap exactly along the axes of the grid only.
-    _, row_step, column_step = grid_axes(patch_positions, grid_shapes, anchor_ids)
-    axes = (torch.nn.functional.normalize(step, dim=-1) for step in (row_step, column_step))
+    # Grid north and true north differ by a few degrees; patches overlap exactly along the axes of the grid only.
+    patch_metres = ground_resolutions.float() * patch_size
+    _, *steps = grid_axes(patch_positions, grid_shapes, patch_metres)
+    axes = [torch.nn.functional.normalize(step[sets, anchor_ids], dim=-1)[:, None] for step in steps]
     positions = torch.stack([(patch_positions.float() * axis).sum(-1) for axis in axes], dim=-1)
-    sizes = (ground_resolutions.float() * patch_size).gather(1, image_ids)
-    cell_positions = take_tokens(positions, cell_ids.clamp(min=0))
-    cell_sizes = take_tokens(sizes, cell_ids.clamp(min=0))
-    reach = (cell_sizes[:, :, None] + sizes[:, None, :]) / 2
-    smaller = torch.minimum(cell_sizes[:, :, None], sizes[:, None, :])
-    weights = torch.ones_like(reach)
-    for axis in range(2):
-        distance = (cell_positions[:, :, None, axis] - positions[:, None, :, axis]).abs()
-        # Neighbours touch; a thousandth of a patch is rounding, not overlap.
-        overlap = torch.minimum(reach - distance, smaller) / smaller
-        weights = weights * torch.where(overlap > 1e-3, overlap * smaller, 0.0)
-    if attention_mask is not None:
-        weights = weights * attention_mask[:, None, :]
-    weights = weights * (cell_ids >= 0)[..., None]
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
-    fused = weights.to(tokens.dtype) @ tokens
-    return fused.transpose(1, 2).unflatten(2, (rows, columns))
+    extents = torch.stack([(torch.stack(steps) * axis).sum(-1).abs().sum(0) for axis in axes], dim=-1)
+    sizes = gather_images(extents.clamp(min=1e-6), image_ids)
+
+    exists = torch.ones_like(image_ids, dtype=torch.bool) if attention_mask is None else attention_mask
+    fused = [
+        weights.to(tokens.dtype) @ tokens
+        for weights in _shared_areas(positions, sizes, exists, cell_ids, max(1, _BLOCK // tokens.shape[1]))
+    ]
+    return torch.cat(fused, dim=1).transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def _shared_areas(
+    positions: torch.Tensor, sizes: torch.Tensor, exists: torch.Tensor, cell_ids: torch.Tensor, cells_at_once: int
+) -> Iterator[torch.Tensor]:
+    """Yield the share (B, cells, L) of every token in the ground of a block of cells; each cell sums to 1, or 0."""
+    for block in cell_ids.split(cells_at_once, dim=1):
+        weights = (exists[:, None, :] & (block >= 0)[..., None]).float()
+        for axis in range(2):
+            here, there = take_tokens(positions[..., axis], block.clamp(min=0)), positions[..., axis]
+            size_here, size_there = take_tokens(sizes[..., axis], block.clamp(min=0)), sizes[..., axis]
+            smaller = torch.minimum(size_here[:, :, None], size_there[:, None, :])
+            reach = (size_here[:, :, None] + size_there[:, None, :]) / 2 - (here[:, :, None] - there[:, None, :]).abs()
+            # Neighbours touch; a thousandth of a patch is rounding, not overlap.
+            weights = weights * torch.where(reach > 1e-3 * smaller, torch.minimum(reach, smaller), 0.0)
+        yield weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)

@@ -30,7 +30,7 @@ import math
 
 import torch
 
-from .tokens_a2mae import first_tokens, grid_axes
+from .tokens_a2mae import first_tokens, gather_images, grid_axes
 
 UNKNOWN_TIME = torch.iinfo(torch.int64).min
 MINUTES_PER_DAY = 24 * 60
@@ -55,7 +55,7 @@ def anchor_aware_mask(
     """Choose the tokens that stay visible.
 
     Args:
-        noise: (B, 2, L) standard normal numbers: the field on the ground, then each token's own.
+        noise: (B, 2, L) standard normal numbers: the field on the ground, then each token's own. Further ones are left.
         image_ids: (B, L) int64, the image of each token, in [0, T).
         attention_mask: (B, L) bool, True where the token exists.
         patch_positions: (B, L, 2) patch centres in metres north and east. None where unknown: no two patches are then
@@ -73,8 +73,13 @@ def anchor_aware_mask(
     Returns:
         (B, L) bool, True where the token is visible. Of n tokens of an image, ⌊n · (1 − mask_ratio)⌋ are (under
         "random", of n tokens of the set); tokens that do not exist never are.
+
+    Raises:
+        ValueError: The strategy is unknown.
     """
-    field_noise, own_noise = noise.unbind(1)
+    if strategy not in ("anchor", "independent", "tube", "random"):
+        raise ValueError(f"strategy={strategy!r} is unknown; take 'anchor', 'independent', 'tube' or 'random'.")
+    field_noise, own_noise = noise[:, 0], noise[:, 1]
     if strategy in ("anchor", "tube") and patch_positions is not None and grid_shapes is not None:
         if strategy == "tube":
             correlation = torch.ones_like(ground_resolutions, dtype=noise.dtype)
@@ -150,8 +155,10 @@ def nearest_reference_patch(
 
     The patches of an image lie on a regular grid, however that is turned, so the nearest one follows from two steps.
     """
-    corner, row_step, column_step = grid_axes(patch_positions, grid_shapes, reference)
-    rows, columns = (grid_shapes[..., axis].gather(1, reference[:, None]) for axis in range(2))
+    image = reference[:, None]
+    axes = grid_axes(patch_positions, grid_shapes, torch.ones_like(grid_shapes[..., 0]))
+    corner, row_step, column_step = (gather_images(axis, image) for axis in axes)
+    last_row, last_column = (gather_images(grid_shapes, image) - 1).clamp(min=0).unbind(-1)
 
     def cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
@@ -159,9 +166,9 @@ def nearest_reference_patch(
     offset = patch_positions.float() - corner
     area = cross(row_step, column_step)
     area = torch.where(area == 0, 1.0, area)
-    row = (cross(offset, column_step) / area).round().long().clamp(min=0).minimum((rows - 1).clamp(min=0))
-    column = (cross(row_step, offset) / area).round().long().clamp(min=0).minimum((columns - 1).clamp(min=0))
-    return first_tokens(grid_shapes).gather(1, reference[:, None]) + row * columns + column
+    row = (cross(offset, column_step) / area).round().long().clamp(min=0).minimum(last_row)
+    column = (cross(row_step, offset) / area).round().long().clamp(min=0).minimum(last_column)
+    return first_tokens(grid_shapes).gather(1, image) + row * (last_column + 1) + column
 
 
 def lowest_scores(
@@ -185,8 +192,9 @@ def lowest_scores(
     first = counts.cumsum(1) - counts
     place = torch.arange(group.shape[1], device=group.device).expand_as(group)
     rank = torch.empty_like(group).scatter(1, order, place - first.gather(1, group.gather(1, order)))
-    # 1e-4 repairs n · (1 − 0.9) falling just below a whole number, also in float32.
-    quota = (counts[:, :num_groups] * share + 1e-4).floor().long()
+    # In float32, n · (1 − 0.9) misses whole numbers from a few thousand tokens on; 1e-6 repairs it in float64.
+    precise = torch.float32 if counts.device.type == "mps" else torch.float64
+    quota = (counts[:, :num_groups].to(precise) * share + 1e-6).floor().long()
     quota = torch.nn.functional.pad(quota, (0, 1))
     return rank < quota.gather(1, group)
 

@@ -396,9 +396,12 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
 
         Args:
             pixel_values: (B, L, C, P·P) float, standardised patches.
-            noise: (B, 2, L) standard normal numbers from which the mask follows; drawn when left out.
+            noise: (B, 3, L) standard normal numbers, drawn when left out. The mask follows from the first two (see
+                `masking_a2mae.py`), the choice of tokens to decode from the third.
             mask: (B, L) bool, True where a token is to be hidden, instead of the anchor-aware rule.
-            **kwargs: The rest of the batch, see `A2MAEInputs`, and what `A2MAEModel.forward` takes besides.
+            **kwargs: The rest of the batch, see `A2MAEInputs`, and what `A2MAEModel.forward` takes besides. Without
+                `patch_positions` or `grid_shapes` it is unknown what lies on the same ground, and images hide
+                independently.
 
         Returns:
             Loss, predictions, the tokens they are for, and the mask.
@@ -410,7 +413,9 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
         exists = batch.get("attention_mask", torch.ones_like(batch["image_ids"])).bool()
         if noise is None:
-            noise = torch.randn(exists.shape[0], 2, exists.shape[1], device=exists.device)
+            noise = torch.randn(exists.shape[0], 3, exists.shape[1], device=exists.device)
+        elif noise.shape != (exists.shape[0], 3, exists.shape[1]):
+            raise ValueError(f"noise has shape {tuple(noise.shape)}, not (sets, 3, tokens) as the batch asks for.")
         visible = self.draw_visible(batch, exists, noise) if mask is None else exists & ~mask.bool()
         hidden = exists & ~visible
         if self.training:
@@ -427,7 +432,9 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             token_ids = torch.where(exists, token_ids, -1)
         else:
             at_most = self.count_targets(wanted, batch["ground_resolutions"].shape[1], mask_is_drawn=mask is None)
-            token_ids, target_batch = select_tokens(batch, wanted, at_most, priority=noise[:, 1])
+            share = self.config.decode_ratio if self.training else 1.0
+            quota = (wanted.sum(1) * share).ceil().long()
+            token_ids, target_batch = select_tokens(batch, wanted, at_most, priority=noise[:, 2], quota=quota)
             decoded = target_batch["attention_mask"]
             token_ids = torch.where(decoded, token_ids, -1)
         logits = self.decoder(encoded.last_hidden_state, visible_batch, target_batch, visible_ids)
@@ -463,7 +470,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         """Make place, time and scale unknown, each in a random share of the sets."""
         unknown = {"geographic_codes": -1, "acquisition_times": UNKNOWN_TIME, "ground_resolutions": 0}
         dropped = {}
-        for key in unknown.keys() & batch.keys():
+        for key in [key for key in unknown if key in batch]:
             lost = torch.rand(batch[key].shape[0], 1, device=batch[key].device) < self.config.metadata_dropout
             dropped[key] = batch[key].masked_fill(lost, unknown[key])
         return {**batch, **dropped}
@@ -473,7 +480,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         if mask_is_drawn:
             count = most_hidden_tokens(wanted.shape[1], num_images, self.config.mask_ratio or 1.0)
         else:
-            count = int(wanted.sum(1).max())
+            count = max(1, int(wanted.sum(1).max()))
         return math.ceil(count * self.config.decode_ratio) if self.training else count
 
 
@@ -532,7 +539,7 @@ class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
         Returns:
             `feature_maps`, one per stage: (B, hidden_size, H, W) on the patch grid of the anchor for
             `feature_fusion="set"`, every date and sensor having one vote; (B, T, hidden_size, H, W), zero beyond the
-            grid of an image, for "image".
+            grid of an image and where it has no data, for "image".
 
         Raises:
             ValueError: The batch lacks what folding needs; the message names the key.
@@ -547,27 +554,31 @@ class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
         inputs, _ = split_batch(kwargs)
         batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
         encoded = self.a2mae(pixel_values, **kwargs)
-        feature_maps = []
-        for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True):
-            if stage not in self.out_features:
-                continue
-            tokens = self.a2mae.layernorm(hidden_states)[:, 1:]
-            if fuse:
-                feature_map = fuse_on_anchor_grid(
-                    tokens,
-                    batch.get("attention_mask"),
-                    batch["image_ids"],
-                    batch["patch_positions"],
-                    batch["ground_resolutions"],
-                    batch["anchor_ids"],
-                    batch["grid_shapes"],
-                    self.config.patch_size,
-                )
-            else:
-                feature_map, _ = fold_tokens(tokens, batch["grid_shapes"])
-            feature_maps.append(feature_map)
+        stages = [
+            self.a2mae.layernorm(hidden_states)[:, 1:]
+            for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True)
+            if stage in self.out_features
+        ]
+        # All stages at once: where the patches lie is the same for each.
+        tokens = torch.cat(stages, dim=-1)
+        if fuse:
+            maps = fuse_on_anchor_grid(
+                tokens,
+                batch.get("attention_mask"),
+                batch["image_ids"],
+                batch["patch_positions"],
+                batch["ground_resolutions"],
+                batch["anchor_ids"],
+                batch["grid_shapes"],
+                self.config.patch_size,
+            )
+        else:
+            if "attention_mask" in batch:
+                tokens = tokens * batch["attention_mask"][..., None]
+            maps, _ = fold_tokens(tokens, batch["grid_shapes"])
+        feature_maps = maps.split(self.config.hidden_size, dim=-3)
         return BackboneOutput(
-            feature_maps=tuple(feature_maps),  # type: ignore[arg-type]
+            feature_maps=tuple(feature_maps),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )

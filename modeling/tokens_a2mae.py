@@ -47,31 +47,32 @@ def is_image_by_image(image_ids: torch.Tensor, num_images: int) -> bool:
 
 
 def grid_axes(
-    patch_positions: torch.Tensor, grid_shapes: torch.Tensor, image: torch.Tensor
+    patch_positions: torch.Tensor, grid_shapes: torch.Tensor, patch_metres: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return where the patch grid of one image per set lies on the ground.
+    """Return where the patch grid of every image lies on the ground.
 
     Args:
         patch_positions: (B, L, 2) metres north and east.
         grid_shapes: (B, T, 2) rows and columns.
-        image: (B,) int64.
+        patch_metres: (B, T) side of a patch, for grids of a single one.
 
     Returns:
-        Centre of the first patch, step to the next row, step to the next column: (B, 1, 2) float32 metres each. A grid
-        of one row or column takes the missing step at a right angle to the other; one of a single patch, one metre
-        south and east.
+        Centre of the first patch, step to the next row, step to the next column: (B, T, 2) float32 metres each. A grid
+        of one row or column takes the missing step at a right angle to the other; one of a single patch steps south
+        and east.
     """
-    chosen = image[:, None]
-    first = first_tokens(grid_shapes).gather(1, chosen)
-    rows, columns = (grid_shapes[..., axis].gather(1, chosen) for axis in range(2))
+    rows, columns = grid_shapes.unbind(-1)
+    first = first_tokens(grid_shapes)
+    end_of_row, end_of_column = first + (columns - 1).clamp(min=0), first + (rows - 1).clamp(min=0) * columns
     positions = patch_positions.float()
-    last_column, last_row = first + (columns - 1).clamp(min=0), first + (rows - 1).clamp(min=0) * columns
-    corner, end_of_row, end_of_column = (take_tokens(positions, token) for token in (first, last_column, last_row))
-    column_step = (end_of_row - corner) / (columns - 1).clamp(min=1)[..., None]
-    row_step = (end_of_column - corner) / (rows - 1).clamp(min=1)[..., None]
-    # South and east, right-handed seen from above as rows and columns are, where a single patch leaves all open.
-    row_step = torch.where((rows > 1)[..., None], row_step, positions.new_tensor([-1.0, 0.0]))
-    to_the_left = torch.stack([row_step[..., 1], -row_step[..., 0]], dim=-1)
-    column_step = torch.where((columns > 1)[..., None], column_step, to_the_left)
+    corner, last_column, last_row = (
+        take_tokens(positions, token.clamp(max=positions.shape[1] - 1)) for token in (first, end_of_row, end_of_column)
+    )
+    has_rows, has_columns = (rows > 1)[..., None], (columns > 1)[..., None]
+    south = patch_metres.float()[..., None] * positions.new_tensor([-1.0, 0.0])
+    row_step = torch.where(has_rows, (last_row - corner) / (rows - 1).clamp(min=1)[..., None], south)
+    column_step = (last_column - corner) / (columns - 1).clamp(min=1)[..., None]
+    # Seen from above, columns run to the left of the way down the rows.
+    column_step = torch.where(has_columns, column_step, torch.stack([row_step[..., 1], -row_step[..., 0]], dim=-1))
     to_the_right = torch.stack([-column_step[..., 1], column_step[..., 0]], dim=-1)
-    return corner, torch.where((rows > 1)[..., None], row_step, to_the_right), column_step
+    return corner, torch.where(has_rows, row_step, to_the_right), column_step

@@ -162,10 +162,10 @@ def tiny_model(tiny_config) -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture(scope="session")
 def make_noise() -> Callable[..., torch.Tensor]:
-    """A function from a batch to the noise (B, 2, L) that a mask follows from."""
+    """A function from a batch to the noise (B, 3, L) that a mask follows from."""
 
     def noise(batch: dict[str, torch.Tensor], seed: int = 0) -> torch.Tensor:
         num_sets, num_tokens = batch["image_ids"].shape
-        return torch.randn(num_sets, 2, num_tokens, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(num_sets, 3, num_tokens, generator=torch.Generator().manual_seed(seed))
 
     return noise

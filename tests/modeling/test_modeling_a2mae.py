@@ -201,7 +201,7 @@ def test_padding_changes_nothing_in_pretraining(
 
     batch = make_batch(LARGE, *[SMALL] * others)
     padded = pad_batch(batch, tokens, images, bands)
-    noise_of_all = torch.cat([noise, torch.randn(others, 2, 32)])
+    noise_of_all = torch.cat([noise, torch.randn(others, 3, 32)])
     among_others = model(**padded, noise=pad_noise(noise_of_all, tokens))
     for outputs in (found, among_others):
         assert torch.equal(outputs.mask[0, :32], expected.mask[0])
@@ -529,7 +529,14 @@ def test_patches_and_coordinates_start_at_comparable_scales(batch, tiny_model):
     model = tiny_model(A2MAEModel, initializer_range=0.02)
     exists = batch["attention_mask"]
     assert 0.1 < model.patch_embedding(batch)[exists].std() < 1.5
-    assert 0.1 < model.coordinates(batch)[exists].std() < 3
+    coordinates = model.coordinates(batch)[exists]
+    assert 0.1 < coordinates.std() < 3
+    # Two hundred bits of place say no more than the position within it.
+    of_place, of_position = (
+        (coordinates - model.coordinates({name: value for name, value in batch.items() if name != key})[exists]).std()
+        for key in ("geographic_codes", "patch_positions")
+    )
+    assert of_place < of_position
 
 
 def test_lora_trains_only_its_adapters_and_merges(batch, tiny_model):

@@ -87,7 +87,7 @@ class Tester:
             "grid_shapes": torch.full((sets, NUM_IMAGES, 2), GRID),
         }
         if A2MAEForPreTraining in self.parent.all_model_classes:
-            inputs["noise"] = torch.randn(sets, 2, NUM_TOKENS, generator=generator)
+            inputs["noise"] = torch.randn(sets, 3, NUM_TOKENS, generator=generator)
         return self.get_config(), inputs
 
 
@@ -112,7 +112,7 @@ class CommonTests(ModelTesterMixin):
         monkeypatch.setitem(modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, "a2mae", "A2MAEBackbone")
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        """Give noise our shape, (B, 2, L), where a test made one number for each patch of a square image."""
+        """Give noise our shape, (B, 3, L), where a test made one number for each patch of a square image."""
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
         if "noise" in inputs:
             inputs["noise"] = self.model_tester.prepare_config_and_inputs_for_common()[1]["noise"]
