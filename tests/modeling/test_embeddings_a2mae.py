@@ -16,9 +16,9 @@ from a2mae_hub.modeling.embeddings_a2mae import (
     ReleasedCoordinates,
     geographic_bits,
     image_features,
-    mixing_kernels_pays,
     sine_cosine,
     spectral_features,
+    weights_of_kernels,
 )
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
 from a2mae_hub.modeling.tokens_a2mae import gather_images
@@ -184,38 +184,48 @@ def test_a_mask_that_hides_nothing_is_no_mask(make_batch, patch_embedding):
     torch.testing.assert_close(patch_embedding(batch), unmasked, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("grid", "kernels_first"), [((1, 2), False), ((8, 8), True)])
-def test_bands_and_kernels_mixed_first_give_the_same(make_batch, patch_embedding, grid, kernels_first):
-    """Few or many patches of two bands, for four virtual bands: another order of the products is cheaper."""
-    batch = without(make_batch([{"grid": grid, "bands": ((490.0, 65.0), (842.0, 115.0))}] * 3), "pixel_mask")
+RED_AND_INFRARED = (((665.0, 31.0), (842.0, 115.0)), ((655.0, 37.0), (865.0, 28.0)), ((660.0, 40.0), (830.0, 120.0)))
+ORDERS = pytest.mark.parametrize(
+    ("grid", "same_bands", "num_kernels"),
+    [((1, 2), False, None), ((8, 8), False, 3), ((1, 2), True, 1)],
+    ids=["bands first", "a kernel per image", "one kernel"],
+)
+
+
+def three_images(make_batch, grid, same_bands):
+    """Few or many patches of two bands, for four virtual bands: which order of the products is cheaper differs."""
+    bands = RED_AND_INFRARED[:1] * 3 if same_bands else RED_AND_INFRARED
+    return without(make_batch([{"grid": grid, "bands": pair} for pair in bands]), "pixel_mask")
+
+
+@ORDERS
+def test_bands_and_kernels_mixed_first_give_the_same(make_batch, patch_embedding, grid, same_bands, num_kernels):
+    batch = three_images(make_batch, grid, same_bands)
     weights = patch_embedding.spectral_network(batch["band_wavelengths"], batch["band_widths"]) / 2
-    assert mixing_kernels_pays(weights, batch["image_ids"]) is kernels_first
+    of_kernels = weights_of_kernels(weights, batch)
+    assert (None if of_kernels is None else len(of_kernels)) == num_kernels
     virtual = gather_images(weights, batch["image_ids"]).transpose(2, 3) @ batch["pixel_values"]
     bands_first = patch_embedding.projection(virtual.flatten(2))
     torch.testing.assert_close(patch_embedding(batch), bands_first, atol=1e-5, rtol=0)
-    mixed = patch_embedding.project_with_mixed_kernels(batch["pixel_values"], weights)
+    mixed = patch_embedding.project_with_mixed_kernels(batch["pixel_values"], weights.flatten(0, 1))
     torch.testing.assert_close(mixed, bands_first, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("grid", "kernels_first"), [((1, 2), False), ((8, 8), True)])
-def test_predictions_are_read_out_at_the_bands_in_either_order(make_batch, tiny_model, grid, kernels_first):
+@ORDERS
+def test_predictions_are_read_out_at_the_bands_in_either_order(make_batch, tiny_model, grid, same_bands, num_kernels):
     prediction = tiny_model(A2MAEForPreTraining).decoder.patch_prediction
     with torch.no_grad():
         prediction.projection.bias.normal_(generator=torch.Generator().manual_seed(0))
-    batch = make_batch([{"grid": grid, "bands": ((490.0, 65.0), (842.0, 115.0))}] * 3, [{"grid": grid}])
-    batch = {key: value[:1] for key, value in batch.items()}  # two bands of four are absent
-    for absent in (2, 0):
-        bands = {key: batch[key][..., : 4 - absent] for key in ("band_wavelengths", "band_widths")}
-        bands = {**batch, **bands}
-        states = torch.randn(1, batch["image_ids"].shape[1], 16, generator=torch.Generator().manual_seed(1))
-        weights = prediction.spectral_network(bands["band_wavelengths"], bands["band_widths"])
-        virtual = prediction.projection(states).unflatten(-1, (4, 16))
-        expected = gather_images(weights, batch["image_ids"]) @ virtual
-        if absent:
-            assert mixing_kernels_pays(weights, batch["image_ids"]) is kernels_first
-        torch.testing.assert_close(prediction(states, bands), expected, atol=1e-5, rtol=0)
-        mixed = prediction.predict_with_mixed_kernels(states, weights)
-        torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
+    batch = three_images(make_batch, grid, same_bands)
+    states = torch.randn(1, batch["image_ids"].shape[1], 16, generator=torch.Generator().manual_seed(1))
+    weights = prediction.spectral_network(batch["band_wavelengths"], batch["band_widths"])
+    of_kernels = weights_of_kernels(weights, batch)
+    assert (None if of_kernels is None else len(of_kernels)) == num_kernels
+    virtual = prediction.projection(states).unflatten(-1, (4, 16))
+    expected = gather_images(weights, batch["image_ids"]) @ virtual
+    torch.testing.assert_close(prediction(states, batch), expected, atol=1e-5, rtol=0)
+    mixed = prediction.predict_with_mixed_kernels(states, weights.flatten(0, 1))
+    torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
 
 
 def test_tokens_in_any_order_are_embedded_alike(two_sensors, patch_embedding):
