@@ -12,11 +12,11 @@ from peers import NUM_THREADS, encode_step, print_header, report
 def main() -> None:
     """Print one row per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(NUM_THREADS)
     print_header("Encoding")
-    for size, num_sets in (("nano", 8), ("tiny", 8), ("base", 2)):
+    for size, num_sets in (("nano", 8), ("tiny", 8), ("base", 4)):
         report(f"{size}, {num_sets} sets", encode_step, rounds, size, num_sets)
 
 
