@@ -1,8 +1,9 @@
 # The two commands a newcomer needs are `make demo` and `make test`. Each sets up .venv the first time and only then.
-# Overridable: PYTHON (the interpreter that .venv is made from), SEED (repeats the test order of an earlier run), OUT.
+# Overridable: PYTHON (the interpreter that .venv is made from), SEED (repeats the test order of an earlier run), and for
+# the demo OUT (where to write) and FILES (real rasters of one place, and options of `a2mae demo`).
 
 PYTHON ?= python3
-SEED ?= $(shell date +%s)
+SEED := $(or $(SEED),$(shell date +%s))
 OUT ?= out
 BIN := .venv/bin
 PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -25,7 +26,7 @@ help: ## List the targets
 	@touch $@
 
 demo: .venv/.installed ## Encode and reconstruct a two-sensor, two-date image set; figures land in out/
-	@$(BIN)/a2mae demo --out $(OUT)
+	@$(BIN)/a2mae demo $(FILES) --out $(OUT)
 
 test: lint ## Lint, type check, and run every test in random order
 	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."

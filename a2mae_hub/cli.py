@@ -34,10 +34,11 @@ Bounds = Annotated[str | None, typer.Option(help="Read only west,south,east,nort
 Scale = Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")]
 Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
 Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Resample every image to this many rows and columns.")]
 Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
 
 # Arguments of the Python functions, as errors name them, that are options here.
-_ARGUMENT = re.compile(r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|anchor)=(?!None)")
+_ARGUMENT = re.compile(r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor)=(?!None)")
 
 
 @app.command()
@@ -52,6 +53,7 @@ def embed(
     scale: Scale = None,
     offset: Offset = None,
     nodata: Nodata = None,
+    size: Size = None,
     anchor: Anchor = 0,
 ) -> None:
     """Write the features of an image set."""
@@ -59,9 +61,10 @@ def embed(
 
     inference.check_output(output, inference.FEATURE_SUFFIXES)
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
-    loaded = inference.load_checkpoint(checkpoint)
+    loaded = inference.load_checkpoint(checkpoint, size=size)
     features = inference.embed(loaded, image_set)
-    announce(loaded)
+    if loaded.notice:
+        typer.echo(loaded.notice, err=True)
     inference.save_features(features, image_set, output)
     channels, rows, columns = features.maps.shape
     typer.echo(f"{output}: {channels} features on {rows} × {columns} patches, from {len(image_set)} images.")
@@ -79,6 +82,7 @@ def reconstruct(
     scale: Scale = None,
     offset: Offset = None,
     nodata: Nodata = None,
+    size: Size = None,
     anchor: Anchor = 0,
     seed: Annotated[int, typer.Option(help="Of the mask.", min=0)] = 0,
 ) -> None:
@@ -87,9 +91,10 @@ def reconstruct(
 
     inference.check_output(output, (".png", ".pdf", ".svg"))
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
-    loaded = inference.load_checkpoint(checkpoint)
+    loaded = inference.load_checkpoint(checkpoint, size=size)
     images, masks = inference.reconstruct(loaded, image_set, seed=seed)
-    announce(loaded)
+    if loaded.notice:
+        typer.echo(loaded.notice, err=True)
     plotting.plot_reconstruction(image_set, images, masks, output, title=loaded.name)
     typer.echo(f"{output}: input, visible part, reconstruction and error of {len(image_set)} images.")
 
@@ -172,16 +177,6 @@ def read(
     )
 
 
-def announce(loaded: object) -> None:
-    """Warn where the weights mean nothing."""
-    if not getattr(loaded, "is_trained", True):
-        typer.echo(
-            "The weights are untrained: features and reconstructions show that everything runs, not what is there."
-            " Name a checkpoint with --checkpoint.",
-            err=True,
-        )
-
-
 def main() -> None:
     """Run the command line; a mistake in the input is one sentence and exit code 2."""
     # Standard error is for what the user has to know, not for progress bars and load reports.
@@ -197,7 +192,8 @@ def main() -> None:
 def in_one_line(error: Exception) -> str:
     """Return what an error says, in terms of the options; what the system refuses gets the sentence that it lacks."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}; check the path, and who may write there."
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return f"{what}; check the path, the room on the disk, and who may write there."
     return _ARGUMENT.sub(r"--\1=", " ".join(str(error).split()))
 
 

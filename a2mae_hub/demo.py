@@ -8,7 +8,6 @@ from pathlib import Path
 import typer
 
 from . import inference, plotting
-from .cli import announce
 from .images import ImageSet
 from .raster import read_image_set
 
@@ -39,7 +38,8 @@ def run_demo(out: Path, image_set: ImageSet | None = None, checkpoint: str | Non
 
     loaded = inference.load_checkpoint(checkpoint)
     typer.echo(f"Model: {loaded.name}, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.2f} M parameters.")
-    announce(loaded)
+    if loaded.notice:
+        typer.echo(loaded.notice, err=True)
 
     start = time.perf_counter()
     features = inference.embed(loaded, image_set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Checkpoint:
     is_trained: bool
     has_decoder: bool
 
+    @property
+    def notice(self) -> str:
+        """What a user has to know about the weights; empty where they are trained."""
+        if self.is_trained:
+            return ""
+        return (
+            "The weights are untrained: features and reconstructions show that everything runs, not what is there."
+            " Name a checkpoint with --checkpoint."
+        )
+
 
 @dataclass(frozen=True)
 class Features:
@@ -64,11 +75,12 @@ class Features:
     transform: tuple[float, ...] | None
 
 
-def load_checkpoint(name: str | os.PathLike[str] | None = None) -> Checkpoint:
+def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | None = None) -> Checkpoint:
     """Load a checkpoint with its processor.
 
     Args:
         name: Folder, or id on the Hugging Face Hub. None builds an untrained `a2mae-nano` with fixed random weights.
+        size: Rows and columns to which the processor resamples every image; None leaves that to the checkpoint.
 
     Returns:
         The checkpoint, ready for inference.
@@ -79,14 +91,14 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None) -> Checkpoint:
         ValueError: If a file of the checkpoint is damaged, it is of another kind of model, or its weights do not fill
             this one.
     """
+    settings: dict[str, Any] = {} if size is None else {"size": size}
     if name is None:
         config = A2MAEConfig.nano()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = A2MAEForPreTraining(config).eval()
-        return Checkpoint(
-            "a2mae-nano (untrained)", model, A2MAEImageProcessor(patch_size=config.patch_size), False, True
-        )
+        processor = A2MAEImageProcessor(patch_size=config.patch_size, **settings)
+        return Checkpoint("a2mae-nano (untrained)", model, processor, False, True)
     name = os.fspath(name)
     is_folder = os.path.isdir(name)
     if is_folder:
@@ -102,7 +114,7 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None) -> Checkpoint:
         model, report = A2MAEForPreTraining.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        processor = A2MAEImageProcessor.from_pretrained(name)
+        processor = A2MAEImageProcessor.from_pretrained(name, **settings)
     except StrictDataclassError as error:
         raise ValueError(
             f"{name}: config.json describes no model ({_one_line(error.__cause__ or error)}); correct it there."
@@ -163,16 +175,17 @@ def prepare(checkpoint: Checkpoint, image_set: ImageSet) -> dict[str, torch.Tens
     Raises:
         ValueError: If the set is not what it says it is, or too large for one pass.
     """
-    patch_size = checkpoint.model.config.patch_size
+    patch_size, size = checkpoint.model.config.patch_size, checkpoint.processor.size
     num_tokens = sum(
-        -(-image.pixels.shape[1] // patch_size) * -(-image.pixels.shape[2] // patch_size) for image in image_set
+        math.prod(-(-pixels // patch_size) for pixels in (size or image.pixels.shape[1:])) for image in image_set
     )
-    if num_tokens > MAX_TOKENS and checkpoint.processor.size is None:
+    if num_tokens > MAX_TOKENS:
         raise ValueError(
             f"The images hold {num_tokens} patches of {patch_size} × {patch_size} pixels, more than the {MAX_TOKENS} of"
             " one pass; read a part of them with bounds, or fewer dates."
         )
-    return dict(checkpoint.processor(image_set, return_tensors="pt"))
+    batch = checkpoint.processor(image_set, return_tensors="pt")
+    return {key: value.to(checkpoint.model.device) for key, value in batch.items()}
 
 
 @torch.inference_mode()
@@ -208,7 +221,7 @@ def embed(checkpoint: Checkpoint, image_set: ImageSet) -> Features:
     maps = fused[:-1].masked_fill(fused[-1:] < 0.5, float("nan"))
     anchor = image_set[image_set.anchor]
     transform = patch_grid_transform(anchor, maps.shape[1:], config.patch_size, checkpoint.processor.size)
-    return Features(encoded.pooler_output[0].float().numpy(), maps.numpy(), anchor.crs, transform)
+    return Features(encoded.pooler_output[0].float().cpu().numpy(), maps.cpu().numpy(), anchor.crs, transform)
 
 
 def patch_grid_transform(
@@ -248,7 +261,7 @@ def reconstruct(
         )
     batch = prepare(checkpoint, image_set)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, 3, batch["pixel_values"].shape[1], generator=generator)
+    noise = torch.randn(1, 3, batch["pixel_values"].shape[1], generator=generator).to(checkpoint.model.device)
     outputs = checkpoint.model(**batch, noise=noise)
     settings: dict[str, Any] = {"normalize_targets": checkpoint.model.config.normalize_targets}
     images = checkpoint.processor.post_process_reconstruction(

@@ -546,8 +546,8 @@ def write_scenes(
     """Write images of a simulated place as georeferenced GeoTIFFs, and its land cover beside them.
 
     Images are named `place<seed>_<sensor>_<YYYYMMDD>.tif`. They carry band names as descriptions, the tags `sensor`
-    and `acquired`, scale and offset per band, and nodata 0. `land_cover.tif` has the fine grid, a colour table and the
-    class names as tags `class_<number>`; `change.tif` (0/1) is there if the place has a change.
+    and `acquired`, scale and offset per band, and nodata 0. `truth/land_cover.tif` has the fine grid, a colour table
+    and the class names as tags `class_<number>`; `truth/change.tif` (0/1) is there if the place has a change.
 
     Args:
         folder: Where to write; made if absent, and files of the same names are replaced.
@@ -584,9 +584,10 @@ def write_scenes(
         )
     names = {f"class_{number}": name for number, name in LAND_COVER_NAMES.items()}
     grid = (place.resolution, 0.0, place.west, 0.0, -place.resolution, place.north)
-    truth, colours = folder / "land_cover.tif", LAND_COVER_COLOURS
-    write_raster(truth, place.land_cover, crs=place.crs, transform=grid, tags=names, colours=colours)
+    truth, colours = folder / "truth", LAND_COVER_COLOURS
+    truth.mkdir(exist_ok=True)
+    write_raster(truth / "land_cover.tif", place.land_cover, crs=place.crs, transform=grid, tags=names, colours=colours)
     if place.change is not None:
         tags = {"change": place.change.kind, "since": _utc(place.change.since).isoformat()}
-        write_raster(folder / "change.tif", place.change.mask, crs=place.crs, transform=grid, tags=tags)
+        write_raster(truth / "change.tif", place.change.mask, crs=place.crs, transform=grid, tags=tags)
     return paths

@@ -1,6 +1,7 @@
 """Speed of a pre-training step against ViT-MAE of equal size; run `python benchmarks/pretrain_step.py`.
 
-Forward, backward and AdamW on four sets of 576 tokens, 75 % of them masked, float32, two threads, both in turn in one process.
+Forward, backward and AdamW on four sets of 576 tokens, 75 % of them masked, float32, two threads, both in turn in one
+process.
 Encoder and decoder are of equal width and depth: those of the preset, and for each size the decoder of MAE and of the
 released A2-MAE network (width 512, 8 layers). A ratio above 1 means that A2-MAE is faster.
 """

@@ -1,4 +1,4 @@
-"""The batch that every model consumes: its keys, what is unknown, and how to pick tokens and images from it.
+"""The batch that every model consumes: its keys, what is unknown where one is missing, and a selection of its tokens.
 
 B sets, T images, L tokens, C bands at most, P patch size. Token-major, so that masking drops tokens before they are
 embedded and any mix of sensors and sizes packs into one rectangle.
@@ -19,7 +19,8 @@ from .tokens_a2mae import grid_positions, take_tokens
 class A2MAEInputs(TypedDict, total=False):
     """The batch, besides `pixel_values`: B sets, T images, L tokens, C bands at most, P patch size.
 
-    `A2MAEImageProcessor` returns exactly this. Whatever is left out counts as unknown.
+    `A2MAEImageProcessor` returns all but the last. What is left out counts as unknown: all tokens and pixels are real,
+    and all images of one sensor.
     """
 
     pixel_mask: torch.Tensor  # (B, L, C, P·P) bool, True where a value is real
@@ -34,6 +35,7 @@ class A2MAEInputs(TypedDict, total=False):
     geographic_codes: torch.Tensor  # (B, 8) int64 GeoSOT codes of the corners, −1 = unknown
     anchor_ids: torch.Tensor  # (B,) int64, the anchor image
     grid_shapes: torch.Tensor  # (B, T, 2) rows and columns of patches
+    grid_positions: torch.Tensor  # (B, L, 2) int64 row and column of each token; follows from grid_shapes
 
 
 class A2MAEKwargs(A2MAEInputs, TransformersKwargs, total=False):
@@ -75,6 +77,14 @@ def complete_batch(config: A2MAEConfig, **inputs: torch.Tensor | None) -> dict[s
     """
     batch = {key: value for key, value in inputs.items() if value is not None}
     pixel_values = batch["pixel_values"]
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(
+            f"pixel_values is a {type(pixel_values).__name__}, not a torch tensor; call the processor with"
+            ' return_tensors="pt".'
+        )
+    for key in ("pixel_mask", "attention_mask"):
+        if key in batch:
+            batch[key] = batch[key].bool()
     if pixel_values.dim() != 4 or pixel_values.shape[-1] != config.patch_size**2:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}, but this checkpoint takes (sets, tokens, bands,"
@@ -122,11 +132,15 @@ def check_shapes(batch: dict[str, torch.Tensor]) -> None:
                 " processor returns it."
             )
         sizes.update({axis: size for axis, size in zip(axes, shape, strict=True) if not axis.isdigit()})
-    ids, num_images = batch.get("image_ids"), sizes.get("images", 1)
     # Values are looked at only where that costs no wait for a device.
-    if ids is not None and ids.numel() and ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not 0 <= int(ids.min()) <= int(ids.max()) < num_images:
-            raise ValueError(f"image_ids names image {int(ids.max())}, but the batch holds {num_images} per set.")
+    if torch.compiler.is_compiling() or batch["pixel_values"].device.type != "cpu":
+        return
+    num_images = sizes.get("images", 1)
+    for key in ("image_ids", "anchor_ids"):
+        ids = batch.get(key, torch.zeros(0))
+        wrong = ids[(ids < 0) | (ids >= num_images)].tolist()
+        if wrong:
+            raise ValueError(f"{key} names image {wrong[0]}, but sets of the batch have images 0 to {num_images - 1}.")
 
 
 def select_tokens(

@@ -185,7 +185,7 @@ class A2MAEPatchEmbedding(nn.Module):
         return self.projection(virtual.flatten(2))
 
     def project_with_mixed_kernels(self, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Embed (B, L, C, P·P) pixels with a kernel for their own bands, mixed with the weights (N, C, K)."""
+        """Embed (B, L, C, P·P) pixels with a kernel for their own bands, mixed with the weights (kernels, C, K)."""
         num_kernels, num_bands, _ = weights.shape
         width, area = self.projection.out_features, pixels.shape[-1]
         # Mixed as they are stored, the kernels need no copy: transposing them costs more than mixing them.
@@ -218,7 +218,7 @@ class A2MAEPatchPrediction(nn.Module):
         return gather_images(weights, batch["image_ids"]) @ virtual
 
     def predict_with_mixed_kernels(self, hidden_states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Predict with a kernel for the bands of the image, mixed with the weights (N, C, K)."""
+        """Predict with a kernel for the bands of the image, mixed with the weights (kernels, C, K)."""
         num_kernels, num_bands, num_virtual = weights.shape
         num_sets, num_tokens, width = hidden_states.shape
         kernels = (weights @ self.projection.weight.view(num_virtual, -1)).view(num_kernels, -1, width)

@@ -322,6 +322,11 @@ class A2MAEImageProcessor(BaseImageProcessor):
             )
         grids: list[list[_TokenGrid]] = []
         for raw_set, shapes in zip(raw_sets, grid_shapes, strict=True):
+            if shapes[len(raw_set.images) :].any():
+                raise ValueError(
+                    f"{raw_set.label} has {len(raw_set.images)} images and the batch more: pass the sets that the batch"
+                    " was made from."
+                )
             first = 0
             grids.append([])
             for index, raw in enumerate(raw_set.images):

@@ -175,8 +175,6 @@ class A2MAEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["A2MAEPatchEmbedding", "A2MAELayer", "A2MAEDecoder"]  # noqa: RUF012
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": A2MAELayer, "attentions": A2MAEAttention}  # noqa: RUF012
@@ -239,18 +237,19 @@ class A2MAEModel(A2MAEPreTrainedModel):
 
         Args:
             pixel_values: (B, L, C, P·P) float, standardised patches, 0 where a band is absent or a value invalid.
-            pixel_mask: See `A2MAEInputs` for this and the following.
-            attention_mask: Ditto.
-            image_ids: Ditto.
-            patch_positions: Ditto.
-            band_wavelengths: Ditto; required unless `spectral_projection="identity"`.
-            band_widths: Ditto.
-            ground_resolutions: Ditto.
-            acquisition_times: Ditto.
-            source_ids: Not used by the encoder; taken so that a batch can be passed whole.
-            geographic_codes: Ditto.
-            anchor_ids: Not used by the encoder.
-            grid_shapes: Only used by `coordinate_layout="released"`.
+            pixel_mask: (B, L, C, P·P) bool, True where a value is real.
+            attention_mask: (B, L) bool, True where the token exists.
+            image_ids: (B, L) int64, the image of each token.
+            patch_positions: (B, L, 2) metres north and east of the footprint centre.
+            band_wavelengths: (B, T, C) nanometres, 0 where the band is absent. This and the next are required unless
+                `spectral_projection="identity"`.
+            band_widths: (B, T, C) nanometres.
+            ground_resolutions: (B, T) metres per pixel, 0 where unknown.
+            acquisition_times: (B, T) int64 minutes since 2000-01-01 UTC, the smallest int64 where unknown.
+            source_ids: (B, T) int64. Not used by the encoder; taken so that a batch can be passed whole.
+            geographic_codes: (B, 8) int64 GeoSOT codes of the corners of the footprint, −1 where unknown.
+            anchor_ids: (B,) int64. Not used by the encoder.
+            grid_shapes: (B, T, 2) rows and columns of patches. Only used by `coordinate_layout="released"`.
             grid_positions: (B, L, 2) int64 row and column of each token; follows from `grid_shapes` unless tokens were
                 dropped. Only used by `coordinate_layout="released"`.
             **kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention
@@ -347,7 +346,6 @@ class A2MAEDecoder(nn.Module):
         visible: dict[str, torch.Tensor],
         target: dict[str, torch.Tensor],
         visible_ids: torch.Tensor,
-        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Predict the tokens of a batch.
 
@@ -356,7 +354,6 @@ class A2MAEDecoder(nn.Module):
             visible: The batch of the K visible tokens.
             target: The batch of the M tokens to predict; under "self" that of all L tokens.
             visible_ids: (B, K) int64, the place of the visible tokens among all.
-            **kwargs: Arguments of the attention implementation.
 
         Returns:
             (B, M, C, P·P) predicted values, in the bands of the image of each token.
@@ -379,7 +376,7 @@ class A2MAEDecoder(nn.Module):
             config=self.config, inputs_embeds=hidden_states, attention_mask=exists, encoder_hidden_states=memory
         )
         for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, memory, **kwargs)
+            hidden_states = layer(hidden_states, mask, memory)
         if not self.crosses:
             hidden_states = hidden_states[:, 1:]
         return self.patch_prediction(self.layernorm(hidden_states), target)
@@ -426,6 +423,8 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             noise = torch.randn(exists.shape[0], 3, exists.shape[1], device=exists.device)
         elif noise.shape != (exists.shape[0], 3, exists.shape[1]):
             raise ValueError(f"noise has shape {tuple(noise.shape)}, not (sets, 3, tokens) as the batch asks for.")
+        if mask is not None and mask.shape != exists.shape:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, not (sets, tokens) = {tuple(exists.shape)}.")
         visible = self.draw_visible(batch, exists, noise) if mask is None else exists & ~mask.bool()
         hidden = exists & ~visible
         if self.training:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import rasterio
@@ -17,6 +16,7 @@ from transformers.utils import logging
 from a2mae_hub import A2MAEConfig, A2MAEForPreTraining, A2MAEImageProcessor, Image, ImageSet, write_raster
 from a2mae_hub.cli import main
 
+image_files = pytest.importorskip("matplotlib.image", reason="figures need the extra [plot]")
 SENTINEL_2 = "B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B11,B12"
 BANDS = ["B02", "B03", "B04", "B08"]
 TAGS = {"sensor": "sentinel-2-l2a", "acquired": "2023-07-05T10:30:00Z"}
@@ -97,7 +97,7 @@ def test_reconstruct_draws_a_row_for_every_image(a2mae, scene, tmp_path, checkpo
     for paths in ([first], [first, second]):
         told = a2mae("reconstruct", *paths, "-o", tmp_path / "figure.png", "-c", checkpoint)
         assert told.code == 0 and told.err == "" and f"error of {len(paths)} images" in told.out
-        heights.append(matplotlib.image.imread(tmp_path / "figure.png").shape[0])
+        heights.append(image_files.imread(tmp_path / "figure.png").shape[0])
     assert heights[1] - heights[0] > 200
 
 
@@ -287,7 +287,9 @@ def test_what_the_system_refuses_to_write_is_a_sentence_too(a2mae, scene, tmp_pa
     monkeypatch.setattr(os, "replace", refuse)
     told = a2mae(command, path, "-o", output)
     assert told.code == 2 and not list(tmp_path.glob(".*"))
-    assert told.err.endswith(f"a2mae: {output}: Permission denied; check the path, and who may write there.\n")
+    assert told.err.endswith(
+        f"a2mae: {output}: Permission denied; check the path, the room on the disk, and who may write there.\n"
+    )
 
 
 def test_a_file_in_the_place_of_the_demo_folder_is_named(a2mae, scene):

@@ -3,7 +3,6 @@
 import sys
 from datetime import datetime
 
-import matplotlib.image
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from a2mae_hub.plotting import (
     stretch_limits,
 )
 
+image_files = pytest.importorskip("matplotlib.image", reason="figures need the extra [plot]")
 RNG_SEED = 3
 
 
@@ -149,10 +149,10 @@ def test_physical_values_follow_scale_offset_and_nodata():
 def test_a_reconstruction_is_drawn_with_one_row_an_image(tmp_path):
     images = two_images()
     path = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / "out" / "two.png", title="Two")
-    both = matplotlib.image.imread(path)
+    both = image_files.imread(path)
     assert [file.name for file in path.parent.iterdir()] == ["two.png"]
     images.images.pop()
-    one = matplotlib.image.imread(
+    one = image_files.imread(
         plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / "one.png", title="Two")
     )
     assert both.shape[1] == one.shape[1]
@@ -166,7 +166,7 @@ def test_one_cloudy_date_of_three_does_not_change_how_the_others_are_drawn(tmp_p
         third = Image(np.full_like(image.pixels, 9_000) if cloudy else image.pixels, image.bands, image.sensor)
         images = ImageSet([image, two_images()[0], third])
         picture = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / f"{cloudy}.png")
-        return matplotlib.image.imread(picture)[: int(2 * 1.9 * 150), : int(5 * 1.9 * 150)]
+        return image_files.imread(picture)[: int(2 * 1.9 * 150), : int(5 * 1.9 * 150)]
 
     np.testing.assert_array_equal(top_rows(cloudy=True), top_rows(cloudy=False))
 
@@ -178,7 +178,7 @@ def test_rows_are_as_high_as_the_images_are(tmp_path):
     path = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / "wide.png")
     square = ImageSet([two_images()[0]])
     other = plot_reconstruction(square, *reconstructions_and_masks(square), tmp_path / "square.png")
-    heights = [matplotlib.image.imread(one).shape[0] for one in (path, other)]
+    heights = [image_files.imread(one).shape[0] for one in (path, other)]
     assert heights[1] - heights[0] == pytest.approx(0.5 * 1.9 * 150, abs=1)
 
 
@@ -187,7 +187,7 @@ def test_hidden_patches_are_grey_in_the_second_panel_only(tmp_path):
     images.images.pop()
     drawn, _ = reconstructions_and_masks(images)
     pictures = [
-        matplotlib.image.imread(plot_reconstruction(images, drawn, [np.full((24, 24), hidden)], tmp_path / "a.png"))
+        image_files.imread(plot_reconstruction(images, drawn, [np.full((24, 24), hidden)], tmp_path / "a.png"))
         for hidden in (False, True)
     ]
     columns = np.flatnonzero((pictures[0] != pictures[1]).any(axis=(0, 2)))
@@ -203,7 +203,7 @@ def test_images_of_different_units_are_drawn_together(tmp_path):
     aerial = Image(np.full((4, 6, 9), 120, np.uint8), ["red", "green", "blue", "nir"], "naip", gsd=1.0)
     images.images.insert(1, aerial)
     path = plot_reconstruction(images, *reconstructions_and_masks(images), tmp_path / "units.png")
-    assert matplotlib.image.imread(path).shape[0] > 3 * 1.9 * 150
+    assert image_files.imread(path).shape[0] > 3 * 1.9 * 150
 
 
 def test_a_set_with_a_mask_or_reconstruction_too_few_is_refused(tmp_path):
@@ -264,7 +264,7 @@ def test_few_features_and_gaps_are_drawn(features, tmp_path):
     assert np.isfinite(colours).all() and colours[0, 0, 0] == colours[0, 0, 2] > 0.85
     path = plot_embedding(maps, tmp_path / "map.png", background=np.full((40, 60, 3), 0.5), title="Map")
     alone = plot_embedding(maps, tmp_path / "alone.png")
-    assert matplotlib.image.imread(path).shape[1] == 2 * matplotlib.image.imread(alone).shape[1]
+    assert image_files.imread(path).shape[1] == 2 * image_files.imread(alone).shape[1]
 
 
 def test_feature_maps_without_a_finite_place_or_of_wrong_shape_are_refused():

@@ -9,6 +9,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import rasterio.shutil
 import rasterio.warp
 import rasterio.windows
 from rasterio.enums import ColorInterp, Resampling
@@ -110,10 +111,33 @@ def test_a_window_of_coarse_bands_equals_the_same_part_of_the_whole(scenes):
     assert np.array_equal(part.pixels, whole.pixels[:, row : row + height, column : column + width])
 
 
+def test_every_bigearthnet_patch_is_read_and_says_when_it_was_taken(scenes):
+    folders = sorted((scenes / "bigearthnet_native").glob("S2*"))
+    assert len(folders) == 11
+    for folder in folders:
+        image = read_image(folder)
+        day = folder.name.split("_")[2][:8]
+        assert image.pixels.shape == (12, 120, 120) and f"{image.acquired:%Y%m%d}" == day
+
+
 def test_radar_is_refused_by_name(scenes):
-    folder = scenes / "bigearthnet_native" / "S1A_IW_GRDH_1SDV_20170613T165043_33UUP_61_39"
-    with pytest.raises(ValueError, match=r"S1A_IW.*VH\.tif: radar is not supported"):
-        read_image(folder)
+    folders = sorted((scenes / "bigearthnet_native").glob("S1*"))
+    assert len(folders) == 3
+    for folder in folders:
+        with pytest.raises(ValueError, match=r"S1A_IW.*V[HV]\.tif: radar is not supported"):
+            read_image(folder)
+
+
+def test_a_cloud_optimised_geotiff_is_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 4000, (2, 600, 600), dtype=np.uint16)
+    local = write_scene(tmp_path / "S2A_MSIL2A_20230705T103031.tif", pixels, descriptions=["B04", "B08"])
+    cog = tmp_path / "cog" / "S2A_MSIL2A_20230705T103031.tif"
+    cog.parent.mkdir()
+    with rasterio.open(local) as dataset:
+        rasterio.shutil.copy(dataset, cog, driver="COG", blocksize=128)
+    image = read_image(cog)
+    assert image.sensor == "sentinel-2-l2a" and image.bands == ("B04", "B08")
+    assert np.array_equal(image.pixels, pixels)
 
 
 def test_aerial_photographs_need_no_declaration_and_keep_their_pixels_when_they_agree_within_one(scenes):

@@ -342,19 +342,19 @@ def test_written_scenes_are_georeferenced_products(tmp_path):
             to_degrees = pyproj.Transformer.from_crs(32723, 4326, always_xy=True)
             centre = to_degrees.transform(*dataset.xy(dataset.height / 2 - 0.5, dataset.width / 2 - 0.5))
             assert centre == pytest.approx((-47.9, -15.8), abs=0.0005)
-    with rasterio.open(tmp_path / "scenes" / "land_cover.tif") as dataset:
+    with rasterio.open(tmp_path / "scenes" / "truth" / "land_cover.tif") as dataset:
         assert np.array_equal(dataset.read(1), place.land_cover)
         assert dataset.tags()[f"class_{WATER}"] == "water"
         assert dataset.colormap(1)[WATER][2] > dataset.colormap(1)[WATER][0]
-    with rasterio.open(tmp_path / "scenes" / "change.tif") as dataset:
+    with rasterio.open(tmp_path / "scenes" / "truth" / "change.tif") as dataset:
         assert np.array_equal(dataset.read(1) == 1, place.change.mask)
-    assert len(list((tmp_path / "scenes").iterdir())) == 6
+    assert {path.name for path in (tmp_path / "scenes").iterdir()} == {*(path.name for path in paths), "truth"}
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
         write_scenes(tmp_path / folder, 1, place=simulate_place(1, extent=240.0))
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.tif"))
     assert len(names) == 5
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

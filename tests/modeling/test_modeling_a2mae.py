@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import peft
 import pytest
 import torch
 from hypothesis import given, settings
@@ -440,6 +439,19 @@ def test_the_encoder_compiles_into_one_graph(batch, tiny_model):
         torch.testing.assert_close(compiled.last_hidden_state, model(**batch).last_hidden_state, **close)
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_compiled_training_step_has_the_gradients_of_the_plain_one(batch, noise, tiny_model, decoder):
+    gradients = []
+    for compiles in (False, True):
+        sizes = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1}
+        model = tiny_model(A2MAEForPreTraining, decoder_attention=decoder, metadata_dropout=0.0, **sizes).train()
+        step = torch.compile(model, fullgraph=True, backend="aot_eager") if compiles else model
+        step(**batch, noise=noise).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], plain, **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_pretraining_compiles_into_one_graph(batch, noise, tiny_model):
     model = tiny_model(A2MAEForPreTraining, num_hidden_layers=1, decoder_num_hidden_layers=1)
     with torch.no_grad():
@@ -540,6 +552,7 @@ def test_patches_and_coordinates_start_at_comparable_scales(batch, tiny_model):
 
 
 def test_lora_trains_only_its_adapters_and_merges(batch, tiny_model):
+    peft = pytest.importorskip("peft", reason="LoRA needs the extra [peft]")
     base = tiny_model(A2MAEModel)
     before = copy.deepcopy(base.state_dict())
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
