@@ -260,7 +260,7 @@ def _valid_values(
     if pixels.dtype.kind == "f":
         conditions.append(np.isfinite(pixels))
     if fields.get("nodata") is not None:
-        nodata = float(fields["nodata"])
+        nodata = float(_numbers(fields["nodata"], "nodata", label))
         # A whole number is compared with integers as one, without turning every pixel into a float.
         conditions.append(pixels != (int(nodata) if pixels.dtype.kind != "f" and nodata.is_integer() else nodata))
     if fields.get("valid") is not None:
@@ -284,9 +284,17 @@ def _valid_values(
     return valid
 
 
+def _numbers(given: Any, what: str, label: str) -> np.ndarray:
+    """Return what a field of an image gives as float64, one number or many."""
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{label} has {what}={given!r}, which is no number: pass numbers, or leave it out.") from None
+
+
 def _per_band(given: Any, default: float, count: int, what: str, label: str) -> np.ndarray:
     """Return scale or offset of every band, (bands,) float64."""
-    values = np.asarray(default if given is None else given, dtype=np.float64)
+    values = _numbers(default if given is None else given, what, label)
     if values.shape not in ((), (1,), (count,)):
         raise ValueError(
             f"{label} has {values.size} numbers as {what} for {count} bands: pass one number, or one for each band."
@@ -356,7 +364,7 @@ def _scaling_hint(sensor: Sensor, scale: np.ndarray, offset: np.ndarray) -> str:
 
 def _pixel_grid(fields: Mapping[str, Any], height: int, width: int, resolution: float, label: str) -> PixelGrid:
     """Read what ties an image to the ground."""
-    gsd = resolution if fields.get("gsd") is None else float(fields["gsd"])
+    gsd = resolution if fields.get("gsd") is None else float(_numbers(fields["gsd"], "gsd", label))
     if not 0 < gsd < np.inf:
         raise ValueError(f"{label} has gsd={gsd}: it must be the positive number of metres that a pixel spans.")
     crs, transform = crs_text(fields.get("crs")), fields.get("transform")
@@ -370,7 +378,7 @@ def _pixel_grid(fields: Mapping[str, Any], height: int, width: int, resolution: 
 
 def _affine(transform: Sequence[float], label: str) -> tuple[float, ...]:
     """Return the six numbers of an affine map; rasterio's `Affine` lists nine, the last three being 0, 0, 1."""
-    numbers = tuple(float(number) for number in transform)
+    numbers = tuple(_numbers(transform, "transform", label).ravel().tolist())
     if len(numbers) not in (6, 9) or not np.isfinite(numbers).all():
         raise ValueError(f"{label} has transform {transform!r}: it must be six finite numbers (a, b, c, d, e, f).")
     a, b, _, d, e, _ = numbers[:6]

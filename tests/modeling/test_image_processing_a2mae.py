@@ -683,3 +683,12 @@ def test_a_batch_of_other_sets_is_an_error():
         processor.post_process_mask(mask, batch, [scene(), scene()])
     with pytest.raises(ValueError, match="image 0 does not fit the batch, which has 2 by 2 patches"):
         processor.post_process_mask(mask, batch, scene(), size=64)
+
+
+@pytest.mark.parametrize(("field", "value"), [("gsd", "ten"), ("nodata", "x"), ("scale", "x"), ("transform", "abc")])
+def test_what_is_no_number_is_named_with_its_image(field, value):
+    image = {"pixels": np.full((1, 16, 16), 900, np.uint16), "bands": ["B04"], "sensor": "sentinel-2-l2a"}
+    with pytest.raises(ValueError, match=rf"^image 0 has {field}='{value}', which is no number: pass numbers"):
+        A2MAEImageProcessor(patch_size=8)(
+            {**image, "crs": "EPSG:32631", "transform": (10, 0, 0, 0, -10, 0), field: value}
+        )
