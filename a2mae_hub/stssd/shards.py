@@ -1,0 +1,255 @@
+"""Shards on disk and on the Hub: written whole or not at all, found, and opened with their faults named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .schema import BINARY_FIELDS, FORMAT_VERSION, SCHEMA, VERSION_KEY, StoredSet, to_row
+
+ROW_GROUP_BYTES = 32 * 2**20
+"""Bytes of a row group before compression: what a reader holds, and fetches from the Hub, at once."""
+
+UNFINISHED = ".build"
+"""The folder in a data set that a build keeps its state in, and removes when everything is there."""
+
+# A row group with more is none of ours, and would fill the memory of whoever reads it.
+_MOST_BYTES_IN_ROW_GROUP = 2**31
+
+# On Sentinel-2, zstd at level 3 is smaller than a GeoTIFF's deflate with its predictor (0.48 and 0.54 of the plain
+# numbers), and one core gives back about a gigabyte a second.
+_COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name, and gives it its own when it is complete and on the disk.
+
+    Args:
+        path: Where the shard will be; an existing file is replaced.
+        schema: Columns and metadata: `SCHEMA`, or more columns where the user has some.
+
+    Example:
+        ```python
+        with ShardWriter("out/grid-00000.parquet") as shard:
+            shard.write(image_set)
+        ```
+    """
+
+    def __init__(self, path: str | os.PathLike[str], schema: pa.Schema = SCHEMA) -> None:
+        self.path = Path(path)
+        self.count = 0
+        self._schema = schema
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._waiting: list[pa.Table] = []
+        self._bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        """Open the temporary file."""
+        self._file = open(self._temporary, "wb")
+        columns = _leaf_columns(self._schema)
+        # Dictionaries and statistics of pixels would cost time and say nothing.
+        small = [column for column in columns if not column.endswith(BINARY_FIELDS)]
+        self._writer = pq.ParquetWriter(
+            self._file, self._schema, use_dictionary=small, write_statistics=small, **_COMPRESSION
+        )
+        return self
+
+    def write(self, image_set: StoredSet) -> None:
+        """Add an image set.
+
+        Raises:
+            ValueError: If an image cannot be stored; names the set and the image.
+        """
+        self.write_table(pa.Table.from_pylist([to_row(image_set)], schema=self._schema))
+
+    def write_table(self, rows: pa.Table) -> None:
+        """Add rows that are in the shard's schema already."""
+        for start in range(len(rows)):
+            row = rows.slice(start, 1)
+            self._waiting.append(row)
+            self._bytes += row.nbytes
+            self.count += 1
+            if self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Write the rows that wait as one row group."""
+        if self._waiting:
+            table = pa.concat_tables(self._waiting).combine_chunks()
+            self._writer.write_table(table, row_group_size=len(table))
+        self._waiting, self._bytes = [], 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the file and rename it, or remove it if something went wrong."""
+        try:
+            if kind is None:
+                self._flush()
+                self._writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self.path)
+                sync_folder(self.path.parent)
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Close and remove the temporary file, if it is still there."""
+        try:
+            self._file.close()
+        except OSError:
+            # What the buffer still holds has no room on the disk; the error that led here says so.
+            pass
+        self._temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, and rename it when it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _leaf_columns(schema: pa.Schema) -> list[str]:
+    """Return the paths of the columns that Parquet makes of a schema."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [columns.column(index).path for index in range(len(columns))]
+
+
+class ShardFiles(NamedTuple):
+    """Where the shards of a data set are.
+
+    Attributes:
+        filesystem: The fsspec file system that opens them.
+        paths: In the order of their names.
+    """
+
+    filesystem: fsspec.AbstractFileSystem
+    paths: list[str]
+
+
+def find_shards(path: str | os.PathLike[str]) -> ShardFiles:
+    """Find the shards of a data set.
+
+    Args:
+        path: A folder (searched to any depth) or a file; a data set's id on the Hub ("org/name"); or any URL that
+            fsspec opens, such as `hf://datasets/org/name@revision/train`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no shard in it.
+        ValueError: If the folder is that of a build that has not finished.
+    """
+    text = os.fspath(path)
+    if not os.path.exists(text) and "://" not in text:
+        if not _HUB_ID.fullmatch(text):
+            raise FileNotFoundError(
+                f"{text}: no such folder or shard, and no data set's id on the Hub; check the path."
+            )
+        text = f"hf://datasets/{text}"
+    filesystem, root = fsspec.core.url_to_fs(text)
+    if filesystem.isfile(root):
+        return ShardFiles(filesystem, [root])
+    if filesystem.exists(f"{root}/{UNFINISHED}"):
+        raise ValueError(
+            f"{text}: the build of this data set has not finished; run the same `a2mae stssd build` again, which goes "
+            "on where it stopped."
+        )
+    found = sorted(
+        name for name in filesystem.find(root) if name.endswith(".parquet") and "/." not in name[len(root) :]
+    )
+    if not found:
+        raise FileNotFoundError(f"{text}: holds no shards (*.parquet); build some with `a2mae stssd build`.")
+    return ShardFiles(filesystem, found)
+
+
+def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFile:
+    """Open a shard and check what its footer says of it.
+
+    Raises:
+        ValueError: If the file is damaged or cut short, lacks columns, or was written by a newer version; names the
+            file.
+    """
+    try:
+        local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+        shard = pq.ParquetFile(path, memory_map=True) if local else pq.ParquetFile(filesystem.open(path, "rb"))
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise damaged(path, error) from error
+    metadata = shard.schema_arrow.metadata or {}
+    try:
+        version = json.loads(metadata[VERSION_KEY])["version"] if VERSION_KEY in metadata else None
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if version is not None and version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: written in version {version} of the STSSD layout, and this a2mae-hub reads up to version "
+            f"{FORMAT_VERSION}; upgrade it: pip install -U a2mae-hub."
+        )
+    missing = _missing_columns(shard.schema_arrow)
+    if missing or version is None:
+        lacks = (
+            f"lacks the columns {', '.join(missing)}" if missing else "does not say which version of the layout it is"
+        )
+        raise ValueError(f"{path}: {lacks}, so it is no STSSD shard; build one with `a2mae stssd build`.")
+    for group in range(shard.num_row_groups):
+        size = shard.metadata.row_group(group).total_byte_size
+        if size > _MOST_BYTES_IN_ROW_GROUP:
+            raise ValueError(
+                f"{path}: row group {group} takes {size / 2**30:.1f} GiB of memory, more than the "
+                f"{_MOST_BYTES_IN_ROW_GROUP / 2**30:g} GiB a shard may have; write it with smaller row groups."
+            )
+    return shard
+
+
+def damaged(path: str, error: Exception) -> ValueError:
+    """Return the error for a shard whose bytes cannot be read."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ValueError(f"{path}: damaged or cut short ({reason}); fetch it again, or remove it and build it again.")
+
+
+def _missing_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns, and fields of images, that a shard must have and this one has not."""
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    if "images" in missing:
+        return missing
+    element = schema.field("images").type
+    known = {field.name for field in element.value_type} if _is_list_of_structs(element) else set()
+    return missing + [
+        f"images.{field.name}" for field in SCHEMA.field("images").type.value_type if field.name not in known
+    ]
+
+
+def _is_list_of_structs(kind: pa.DataType) -> bool:
+    """Return whether a column holds a list of structs in every row."""
+    return bool(pa.types.is_list(kind)) and bool(pa.types.is_struct(kind.value_type))
