@@ -45,6 +45,15 @@ class Image:
     offset: float | Sequence[float] | None = None
     source: str | None = None
 
+    def valid_values(self) -> np.ndarray:
+        """Return where values are real: not `nodata`, not NaN or infinite, and `valid`; (bands, height, width) bool."""
+        real = np.isfinite(self.pixels) if self.pixels.dtype.kind == "f" else np.ones(self.pixels.shape, bool)
+        if self.nodata is not None:
+            real &= self.pixels != self.nodata
+        if self.valid is not None:
+            real &= self.valid
+        return real
+
     def __repr__(self) -> str:
         """Describe the image in one line, without its pixels."""
         when = self.acquired.isoformat(sep=" ", timespec="minutes") if self.acquired else "unknown date"

@@ -1,8 +1,8 @@
 """From files to scenes: finding rasters, settling what each image is, and reading windows of it.
 
-A scene is one image before its pixels are read: which band of which file each of its bands is, on which pixel grid, when
-taken, and how its numbers are stored. What the caller declares wins over what the files say (`a2mae_hub.products`), and
-what neither tells is asked for.
+A scene is one image before its pixels are read: which band of which file each of its bands is, on which pixel grid,
+when taken, and how its numbers are stored. What the caller declares wins over what the files say
+(`a2mae_hub.products`), and what neither tells is asked for.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _open(path: str, *, declared: bool) -> RasterFile:
             return RasterFile(
                 path=path,
                 declared=declared,
-                grid=_grid(dataset),
+                grid=grid_of(dataset),
                 descriptions=dataset.descriptions,
                 nodata=dataset.nodatavals,
                 scales=dataset.scales,
@@ -216,7 +216,7 @@ def _open(path: str, *, declared: bool) -> RasterFile:
         ) from error
 
 
-def _grid(dataset: rasterio.DatasetReader) -> Grid:
+def grid_of(dataset: rasterio.DatasetReader) -> Grid:
     """Return the pixel grid of an open raster."""
     if dataset.crs is not None and dataset.transform != Affine.identity():
         return Grid(dataset.height, dataset.width, tuple(dataset.transform)[:6], dataset.crs)

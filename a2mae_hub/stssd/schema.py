@@ -226,9 +226,11 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
         ValueError: If an image is not what it says (an unknown dtype, a shape that its bytes do not fill); names the
             file, the row and the way out.
     """
-    images = table.column("images").combine_chunks()
-    if isinstance(images, pa.ChunkedArray):  # An empty table keeps its chunks.
+    if not len(table):
         return
+    images = table.column("images")
+    # Combining copies, even a single chunk.
+    images = images.chunk(0) if images.num_chunks == 1 else images.combine_chunks()
     flat = images.flatten()
     ends = images.offsets.to_numpy() - images.offsets[0].as_py()
     facts = pa.StructArray.from_arrays(
@@ -304,5 +306,7 @@ def from_row(row: Mapping[str, Any]) -> StoredSet:
     Args:
         row: What `decode` or a stream yields; `anchor` and `seed`, where a stream has chosen them, come along.
     """
-    images = [StoredImage(**{name: image[name] for name in _IMAGE_FIELDS if name in image}) for image in row["images"]]
+    images: list[Image] = []
+    for image in row["images"]:
+        images.append(StoredImage(**{name: image[name] for name in _IMAGE_FIELDS if name in image}))
     return StoredSet(images=images, name=row["id"], **{name: row[name] for name in _SET_FIELDS if name in row})

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from .schema import BINARY_FIELDS, FORMAT_VERSION, SCHEMA, VERSION_KEY, StoredSet, to_row
 
@@ -60,7 +61,12 @@ class ShardWriter:
         # Dictionaries and statistics of pixels would cost time and say nothing.
         small = [column for column in columns if not column.endswith(BINARY_FIELDS)]
         self._writer = pq.ParquetWriter(
-            self._file, self._schema, use_dictionary=small, write_statistics=small, **_COMPRESSION
+            self._file,
+            self._schema,
+            use_dictionary=small,
+            write_statistics=small,
+            write_page_checksum=True,
+            **_COMPRESSION,
         )
         return self
 
@@ -200,15 +206,19 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
             file.
     """
     try:
-        local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
-        shard = pq.ParquetFile(path, memory_map=True) if local else pq.ParquetFile(filesystem.open(path, "rb"))
+        if isinstance(filesystem, LocalFileSystem):
+            shard = pq.ParquetFile(path, page_checksum_verification=True)
+        else:
+            # Arrow asks for whole columns, several at once: what fsspec would read ahead of them is read in vain.
+            file = filesystem.open(path, "rb", cache_type="none")
+            shard = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise damaged(path, error) from error
     metadata = shard.schema_arrow.metadata or {}
     try:
-        version = json.loads(metadata[VERSION_KEY])["version"] if VERSION_KEY in metadata else None
+        version = int(json.loads(metadata[VERSION_KEY])["version"]) if VERSION_KEY in metadata else None
     except (ValueError, KeyError, TypeError):
         version = None
     if version is not None and version > FORMAT_VERSION:
@@ -216,12 +226,11 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
             f"{path}: written in version {version} of the STSSD layout, and this a2mae-hub reads up to version "
             f"{FORMAT_VERSION}; upgrade it: pip install -U a2mae-hub."
         )
-    missing = _missing_columns(shard.schema_arrow)
-    if missing or version is None:
-        lacks = (
-            f"lacks the columns {', '.join(missing)}" if missing else "does not say which version of the layout it is"
-        )
-        raise ValueError(f"{path}: {lacks}, so it is no STSSD shard; build one with `a2mae stssd build`.")
+    fault = _schema_fault(shard.schema_arrow)
+    if version is None:
+        fault = fault or "does not say which version of the layout it is"
+    if fault is not None:
+        raise ValueError(f"{path}: {fault}, so it is no STSSD shard; build one with `a2mae stssd build`.")
     for group in range(shard.num_row_groups):
         size = shard.metadata.row_group(group).total_byte_size
         if size > _MOST_BYTES_IN_ROW_GROUP:
@@ -238,18 +247,22 @@ def damaged(path: str, error: Exception) -> ValueError:
     return ValueError(f"{path}: damaged or cut short ({reason}); fetch it again, or remove it and build it again.")
 
 
-def _missing_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns, and fields of images, that a shard must have and this one has not."""
-    missing = [name for name in SCHEMA.names if name not in schema.names]
-    if "images" in missing:
-        return missing
-    element = schema.field("images").type
-    known = {field.name for field in element.value_type} if _is_list_of_structs(element) else set()
-    return missing + [
-        f"images.{field.name}" for field in SCHEMA.field("images").type.value_type if field.name not in known
-    ]
+def _schema_fault(schema: pa.Schema) -> str | None:
+    """Return what keeps a schema from being a shard's: a column, or a field of images, missing or of another type."""
+    ours, theirs = (_types(one) for one in (SCHEMA, schema))
+    missing = [name for name in ours if name not in theirs]
+    if missing:
+        return f"lacks the columns {', '.join(missing)}"
+    for name, kind in ours.items():
+        if theirs[name] != kind:
+            return f"holds {theirs[name]} and not {kind} in the column {name}"
+    return None
 
 
-def _is_list_of_structs(kind: pa.DataType) -> bool:
-    """Return whether a column holds a list of structs in every row."""
-    return bool(pa.types.is_list(kind)) and bool(pa.types.is_struct(kind.value_type))
+def _types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Return the type of every column of a schema, and of every field of its images, by name."""
+    types = {field.name: field.type for field in schema}
+    images = types.get("images")
+    if images is not None and pa.types.is_list(images) and pa.types.is_struct(images.value_type):
+        types |= {f"images.{field.name}": field.type for field in types.pop("images").value_type}
+    return types

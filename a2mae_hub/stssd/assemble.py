@@ -1,0 +1,311 @@
+"""One image set at one location: which scenes, in which order; their windows; and what is refused.
+
+scenes that cover the footprint ──► two sensors at most ──► dates far apart in the year first ──► window of each scene,
+reprojected only where its pixels are not square and north up ──► refused if cloudy or without data ──► a second
+sensor derived, where there is one only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import rasterio.windows
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
+
+from a2mae_hub.grids import Grid, Window
+from a2mae_hub.images import Image
+from a2mae_hub.modeling.image_inputs_a2mae import band_table, image_fields, read_image
+from a2mae_hub.products import parse_time
+from a2mae_hub.scene_files import Opener, crs_text, grid_of, no_georeference_warning, read_scene
+
+from .catalogue import CatalogueScene
+from .clouds import estimate_clouds, read_flags
+from .derive import derive
+from .features import heterogeneity
+from .footprints import Footprint, locate, surrounding_window, upright_grid, window_of
+from .recipe import Collection
+from .sampling import Location
+from .schema import StoredImage, StoredSet
+
+_DAYS_IN_YEAR = 365.25
+# Two images of one sensor within half a day are parts of one overpass.
+_SAME_OVERPASS_DAYS = 0.5
+# A patch of the smaller models; an image below it is no input for any.
+_SHORTEST_SIDE = 8
+# Sets of one cell of this many degrees go to one split, so that validation does not lie next door to training.
+_SPLIT_CELL = 0.1
+
+
+def assemble(
+    location: Location, collection: Collection, scenes: Sequence[CatalogueScene], opener: Opener, refused: Counter[str]
+) -> StoredSet | None:
+    """Return the image set of a location.
+
+    Args:
+        location: The place.
+        collection: What to keep.
+        scenes: The scenes that the location's numbers count.
+        opener: What opens rasters.
+        refused: Counts, by reason, the images that were looked at and left out.
+
+    Returns:
+        The set, or None where no image is left.
+
+    Raises:
+        ValueError: If a file is damaged, or its numbers cannot be in the unit of its sensor; names the file.
+    """
+    name = set_name(location, collection, scenes)
+    by_sensor: dict[str, list[int]] = {}
+    for number in location.scenes:
+        by_sensor.setdefault(scenes[number].sensor, []).append(number)
+    # The sensor with most images leads, since its dates are the ones to choose from.
+    sensors = sorted(by_sensor, key=lambda sensor: (-len(by_sensor[sensor]), min(by_sensor[sensor])))[:2]
+    shared = len(sensors) > 1 or collection.derive not in (None, *sensors)
+    quota = math.ceil(collection.images / 2) if shared else collection.images
+
+    def take(number: int) -> StoredImage | None:
+        """Return the image of a scene there, or None if it is refused."""
+        image, reason = _image_of(scenes[number], location, collection, opener)
+        if reason:
+            refused[reason] += 1
+        return image
+
+    images = _pick(by_sensor[sensors[0]], scenes, quota, take, _apart_from)
+    if len(sensors) > 1:
+        images += _pick(
+            by_sensor[sensors[1]],
+            scenes,
+            collection.images - len(images),
+            take,
+            _close_to,
+            [image.acquired for image in images],
+        )
+    if not images:
+        return None
+    sensor = images[0].sensor
+    if collection.derive not in (None, sensor) and all(image.sensor == sensor for image in images):
+        observed = images[: max(1, collection.images // 2)]
+        seed = zlib.crc32(name.encode())
+        derived = [derive(image, str(collection.derive), seed=[seed, index]) for index, image in enumerate(observed)]
+        usable = [image for image in derived if min(image.pixels.shape[1:]) >= _SHORTEST_SIDE]
+        images = observed + usable[: collection.images - len(observed)]
+    footprint = location.footprint
+    image_set = StoredSet(
+        images=list(images),
+        longitude=None if footprint is None else footprint.longitude,
+        latitude=None if footprint is None else footprint.latitude,
+        name=name,
+        id=name,
+        kind=collection.kind,
+        split=_split(name, footprint, collection.validation),
+        geometry=None if footprint is None else footprint.geometry().wkb,
+    )
+    image_set.heterogeneity = heterogeneity(image_set)
+    return image_set
+
+
+def set_name(location: Location, collection: Collection, scenes: Sequence[CatalogueScene]) -> str:
+    """Return the id of the set of a location: by its place, or by its scene and pixels where the place is unknown."""
+    if location.footprint is not None:
+        return f"{collection.name}/{location.footprint.latitude:+.5f}{location.footprint.longitude:+.5f}"
+    scene = scenes[location.scenes[0]]
+    assert location.window is not None
+    column, row, width, height = location.window
+    whole = (width, height) == (scene.scene.grid.width, scene.scene.grid.height)
+    stem = PurePosixPath(scene.name).with_suffix("").as_posix()
+    return f"{collection.name}/{stem}" + ("" if whole else f"/{row}-{column}")
+
+
+def _split(name: str, footprint: Footprint | None, validation: float) -> str:
+    """Return "validation" for the share of sets asked for, whole cells of the globe at once, and else "train"."""
+    cell = name
+    if footprint is not None:
+        cell = f"{math.floor(footprint.longitude / _SPLIT_CELL)}/{math.floor(footprint.latitude / _SPLIT_CELL)}"
+    drawn = int.from_bytes(hashlib.blake2b(cell.encode(), digest_size=8).digest(), "big") / 2**64
+    return "validation" if drawn < validation else "train"
+
+
+# Which dates
+
+
+def _pick(
+    numbers: Sequence[int],
+    scenes: Sequence[CatalogueScene],
+    quota: int,
+    take: Callable[[int], StoredImage | None],
+    rank: Callable[[CatalogueScene, Sequence[datetime | None]], float],
+    beside: Sequence[datetime | None] = (),
+) -> list[StoredImage]:
+    """Take scenes of one sensor, the best ranked first, until the quota is full.
+
+    Args:
+        numbers: The scenes to choose from.
+        scenes: All scenes.
+        quota: Images to take at most.
+        take: Reads a scene, or refuses it.
+        rank: How well a scene goes with the times given; the highest is tried next.
+        beside: Times that it shall go with; empty stands for those already taken.
+    """
+    images: list[StoredImage] = []
+    left = list(numbers)
+    while left and len(images) < quota:
+        times = [image.acquired for image in images]
+        number = max(left, key=lambda number: (rank(scenes[number], beside or times), -number))
+        left.remove(number)
+        if any(_days_between(scenes[number].acquired, time) < _SAME_OVERPASS_DAYS for time in times):
+            continue
+        image = take(number)
+        if image is not None:
+            images.append(image)
+    return images
+
+
+def _apart_from(scene: CatalogueScene, times: Sequence[datetime | None]) -> float:
+    """Rank a scene by how far its season is from those taken; the first is the least cloudy."""
+    gaps = [_season_gap(scene.acquired, time) for time in times]
+    return min(gaps) if gaps else -(scene.cloud_share or 0.0)
+
+
+def _close_to(scene: CatalogueScene, times: Sequence[datetime | None]) -> float:
+    """Rank a scene of the second sensor by how close in time it is to one of the first."""
+    return -min((_days_between(scene.acquired, time) for time in times), default=0.0)
+
+
+def _days_between(one: datetime | None, other: datetime | None) -> float:
+    """Return the days between two times; many where one of them is unknown."""
+    if one is None or other is None:
+        return math.inf
+    return abs((parse_time(one) - parse_time(other)).total_seconds()) / 86_400
+
+
+def _season_gap(one: datetime | None, other: datetime | None) -> float:
+    """Return days between two times of the year, 0 to 183; a year apart counts as twenty days; 0 where unknown."""
+    days = _days_between(one, other)
+    if not math.isfinite(days):
+        return 0.0
+    within = days % _DAYS_IN_YEAR
+    return min(within, _DAYS_IN_YEAR - within) + 20 * min(days / _DAYS_IN_YEAR, 3)
+
+
+# Pixels
+
+
+def _image_of(
+    scene: CatalogueScene, location: Location, collection: Collection, opener: Opener
+) -> tuple[StoredImage | None, str | None]:
+    """Return the image of a scene at a location, or None and why it is refused."""
+    flags = _quality_flags(scene, location, opener)
+    if flags is not None and flags[0] > collection.max_cloud:
+        return None, "clouds"
+    if flags is not None and flags[1] > collection.max_nodata:
+        return None, "no data"
+    image = crop(scene, location, opener)
+    if image is None:
+        return None, "sticking out of the scene"
+    if min(image.pixels.shape[1:]) < _SHORTEST_SIDE:
+        return None, f"fewer than {_SHORTEST_SIDE} pixels"
+    real = image.valid_values()
+    if 1 - real.mean() > collection.max_nodata:
+        return None, "no data"
+    cloudy = flags[0] if flags else None
+    estimated = estimate_clouds(image) if flags is None else None
+    if estimated is not None:
+        cloudy = float(estimated.mean())
+        if cloudy > collection.max_cloud:
+            return None, "clouds"
+    label = f"{scene.scene.source}"
+    fields = image_fields(image, label)
+    # The processor will say the same of the set, but years later and not to whoever has the scene at hand.
+    read_image(fields, band_table([scene.scene.sensor], image.sensor, image.bands, label), label)
+    facts: dict[str, Any] = {**fields, "source": scene.name, "nodata": image.nodata}
+    return StoredImage(**facts, cloud_share=cloudy, licence=scene.licence), None
+
+
+def _quality_flags(scene: CatalogueScene, location: Location, opener: Opener) -> tuple[float, float] | None:
+    """Return the shares of cloud and of missing data that a quality layer tells; None where there is none."""
+    if scene.quality_path is None:
+        return None
+    with no_georeference_warning(), opener(scene.quality_path) as dataset:
+        grid = grid_of(dataset)
+        window = location.window
+        if location.footprint is not None and grid.crs is not None:
+            window = surrounding_window(location.footprint, grid, margin=0)
+        if window is None:
+            return 0.0, 1.0
+        values = dataset.read(1, window=rasterio.windows.Window(*window))
+    flags = read_flags(values, scene.quality_path)
+    known = ~flags.missing
+    return float((flags.cloudy & known).sum() / max(known.sum(), 1)), float(flags.missing.mean())
+
+
+def crop(scene: CatalogueScene, location: Location, opener: Opener) -> Image | None:
+    """Read a scene at a location: a window of its own pixels wherever they are square and north up.
+
+    Args:
+        scene: The scene.
+        location: The place.
+        opener: What opens rasters.
+
+    Returns:
+        The image, as stored; None where the footprint sticks out of the scene.
+
+    Raises:
+        ValueError: If the file is damaged there; names it.
+    """
+    footprint, grid = location.footprint, scene.scene.grid
+    if footprint is None:
+        return read_scene(scene.scene, location.window, opener)
+    place = locate(footprint, grid)
+    if place.is_upright:
+        window = window_of(footprint, place, grid)
+        return None if window is None else read_scene(scene.scene, window, opener)
+    around: Window | None = surrounding_window(footprint, grid)
+    if around is None:
+        return None
+    return _reprojected(read_scene(scene.scene, around, opener), grid.crop(around), footprint, place.resolution)
+
+
+def _reprojected(image: Image, grid: Grid, footprint: Footprint, resolution: float) -> Image:
+    """Return an image on the UTM grid of a footprint, bilinearly; what has no data has no weight."""
+    target = upright_grid(footprint, resolution)
+    real = image.valid_values()
+    values = np.where(real, image.pixels, np.nan).astype(np.float32)
+    moved = np.full((len(values), target.height, target.width), np.nan, np.float32)
+    reproject(
+        values,
+        moved,
+        src_transform=rasterio.Affine(*grid.transform),
+        src_crs=grid.crs,
+        src_nodata=np.nan,
+        dst_transform=rasterio.Affine(*target.transform),
+        dst_crs=target.crs,
+        dst_nodata=np.nan,
+        resampling=Resampling.bilinear,
+    )
+    known = np.isfinite(moved)
+    dtype = image.pixels.dtype
+    fill = 0 if image.nodata is None or not math.isfinite(image.nodata) else image.nodata
+    pixels = np.where(known, np.rint(moved) if dtype.kind in "iu" else moved, fill).astype(dtype)
+    assert target.crs is not None
+    return Image(
+        pixels=pixels,
+        bands=image.bands,
+        sensor=image.sensor,
+        acquired=image.acquired,
+        crs=crs_text(target.crs),
+        transform=target.transform,
+        nodata=image.nodata,
+        valid=None if known.all() else known,
+        scale=image.scale,
+        offset=image.offset,
+        source=image.source,
+    )

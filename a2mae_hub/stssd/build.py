@@ -1,0 +1,257 @@
+"""Building a data set: scenes in, shards out; resumed where it was killed, with the same bytes.
+
+The plan (which locations, in which shard) follows from the recipe and the headers of the scenes alone, and every shard
+from its part of the plan alone. Shards are written whole or not at all, and each leaves a note in the folder `.build`
+once it is on the disk; a build that starts again makes the shards that have no note. Last, `.build` goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rasterio
+from tqdm import tqdm
+
+from a2mae_hub._version import __version__
+from a2mae_hub.scene_files import OpenRasters
+
+from .assemble import assemble
+from .catalogue import CatalogueScene, open_collection
+from .recipe import Collection, Recipe
+from .sampling import Location, sample
+from .schema import FORMAT_VERSION
+from .shards import UNFINISHED, ShardWriter, write_atomically
+
+REPORT = "build.json"
+SETS_PER_SHARD = 256
+
+# Bytes of decoded blocks that a process keeps: one of 512 × 512 × 10 uint16 takes 5 MB, and neighbouring windows share
+# them, of every date. GDAL's own default is a twentieth of the machine's memory.
+_RASTER_CACHE = 256 * 2**20
+
+
+class _Part(NamedTuple):
+    """What one shard is made of."""
+
+    name: str
+    collection: int
+    locations: tuple[Location, ...]
+
+
+class _Plan(NamedTuple):
+    """What a build will do."""
+
+    collections: tuple[Collection, ...]
+    scenes: tuple[list[CatalogueScene], ...]  # per collection
+    parts: list[_Part]
+    fingerprint: str
+
+
+def build(
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    sets_per_shard: int = SETS_PER_SHARD,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Build the shards of a data set.
+
+    A build that was interrupted, or killed, goes on where it stopped when it is called again with the same arguments;
+    what comes out has the same bytes, whatever the number of workers.
+
+    Args:
+        recipe: What to build.
+        output: Folder to write to; made if absent.
+        workers: Processes; None takes one for every processor.
+        sets_per_shard: Locations of a shard.
+        progress: Show a bar.
+
+    Returns:
+        The report, which is also written to `build.json`: per collection, the scenes, locations and sets, the images by
+        sensor and provenance, and how many were refused and why.
+
+    Raises:
+        FileNotFoundError: If the recipe names what is not there.
+        ValueError: If a scene cannot be used, or the folder holds something else; names the file.
+        OSError: If the disk is full or the folder cannot be written to.
+    """
+    output = Path(output)
+    if sets_per_shard < 1:
+        raise ValueError(f"sets_per_shard={sets_per_shard} must be at least 1.")
+    plan = _plan(recipe, sets_per_shard)
+    finished = _begin(output, plan)
+    if finished is not None:
+        return finished
+    notes = output / UNFINISHED
+    waiting = [part for part in plan.parts if not (notes / f"{part.name}.json").exists()]
+    total = sum(len(part.locations) for part in plan.parts)
+    done = total - sum(len(part.locations) for part in waiting)
+    with tqdm(total=total, initial=done, unit="set", desc="building", disable=not progress) as bar:
+        for part in _run(plan, waiting, output, workers or os.cpu_count() or 1):
+            bar.update(len(part.locations))
+    report = _report(plan, notes)
+    if not report["sets"]:
+        shutil.rmtree(notes)
+        reasons = sorted({reason for collection in report["collections"] for reason in collection["refused"]})
+        raise ValueError(
+            f"{output}: no image set is left, because every image was refused ({', '.join(reasons)}); relax max_cloud "
+            "or max_nodata."
+        )
+    write_atomically(output / REPORT, json.dumps(report, indent=2) + "\n")
+    shutil.rmtree(notes)
+    return report
+
+
+def _plan(recipe: Recipe, sets_per_shard: int) -> _Plan:
+    """Open the scenes, sample the locations, and cut them into shards."""
+    scenes, parts = [], []
+    for number, collection in enumerate(recipe.collections):
+        found = open_collection(collection, recipe.root)
+        locations = sample(collection, found, recipe.root)
+        scenes.append(found)
+        for start in range(0, len(locations), sets_per_shard):
+            name = f"{collection.name}-{start // sets_per_shard:05d}"
+            parts.append(_Part(name, number, tuple(locations[start : start + sets_per_shard])))
+    described = json.dumps(
+        [
+            __version__,
+            FORMAT_VERSION,
+            sets_per_shard,
+            recipe.to_dict(),
+            [[scene.describe() for scene in found] for found in scenes],
+        ]
+    )
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    return _Plan(recipe.collections, tuple(scenes), parts, fingerprint)
+
+
+def _begin(output: Path, plan: _Plan) -> dict[str, Any] | None:
+    """Prepare the folder; return the report if this very build is there already."""
+    notes, report = output / UNFINISHED, output / REPORT
+    other = (
+        f"{output}: holds another build (of another recipe, other scenes or other options); choose another folder, or "
+        "remove this one."
+    )
+    if notes.exists():
+        begun = notes / "plan.json"
+        # Without its plan, a build was killed in its first moment and has made nothing.
+        if begun.exists() and json.loads(begun.read_text())["fingerprint"] != plan.fingerprint:
+            raise ValueError(other)
+    elif report.exists():
+        known = json.loads(report.read_text())
+        if known.get("fingerprint") != plan.fingerprint:
+            raise ValueError(other)
+        return known
+    elif output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output}: is not empty, and holds no build; choose a new folder.")
+    notes.mkdir(parents=True, exist_ok=True)
+    for left in [*output.glob(".*.part"), *notes.glob(".*.part")]:
+        left.unlink()
+    write_atomically(notes / "plan.json", json.dumps({"fingerprint": plan.fingerprint}))
+    return None
+
+
+def _run(plan: _Plan, waiting: list[_Part], output: Path, workers: int) -> Iterator[_Part]:
+    """Make shards, in as many processes as there is work for; give each part when it is on the disk."""
+    workers = min(workers, len(waiting))
+    if workers <= 1:
+        with OpenRasters() as rasters:
+            for part in waiting:
+                _make(part, plan, output, rasters)
+                yield part
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(plan, output)) as pool:
+        try:
+            # A few at a time, so that an error does not wait for everything that was handed in.
+            queue = iter(waiting)
+            running: dict[Future[None], _Part] = {}
+            while True:
+                for part in queue:
+                    running[pool.submit(_make_here, part)] = part
+                    if len(running) >= 2 * workers:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    yield running.pop(future)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "A process of the build was killed, perhaps for want of memory; run the same command again, which goes "
+                "on where it stopped, with fewer --workers if that was it."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_here: tuple[_Plan, Path, OpenRasters] | None = None  # of a process of the pool
+
+
+def _start_worker(plan: _Plan, output: Path) -> None:
+    """Set up a process of the pool, in which an interrupt is left to the one that started it."""
+    global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _here = (plan, output, OpenRasters())
+
+
+def _make_here(part: _Part) -> None:
+    """Make one shard in a process of the pool."""
+    assert _here is not None
+    _make(part, *_here)
+
+
+def _make(part: _Part, plan: _Plan, output: Path, rasters: OpenRasters) -> None:
+    """Make one shard and its note."""
+    collection, scenes = plan.collections[part.collection], plan.scenes[part.collection]
+    refused: Counter[str] = Counter()
+    images: Counter[str] = Counter()
+    path = output / f"{part.name}.parquet"
+    with rasterio.Env(GDAL_CACHEMAX=_RASTER_CACHE), ShardWriter(path) as shard:
+        for location in part.locations:
+            image_set = assemble(location, collection, scenes, rasters, refused)
+            if image_set is not None:
+                shard.write(image_set)
+                images.update(f"{image.sensor}, {getattr(image, 'provenance', 'observed')}" for image in image_set)
+    if not shard.count:
+        path.unlink()
+    note = {"sets": shard.count, "images": dict(sorted(images.items())), "refused": dict(sorted(refused.items()))}
+    write_atomically(output / UNFINISHED / f"{part.name}.json", json.dumps(note))
+
+
+def _report(plan: _Plan, notes: Path) -> dict[str, Any]:
+    """Gather the notes of all shards."""
+    collections = []
+    for number, (collection, scenes) in enumerate(zip(plan.collections, plan.scenes, strict=True)):
+        parts = [part for part in plan.parts if part.collection == number]
+        told = [json.loads((notes / f"{part.name}.json").read_text()) for part in parts]
+        sums: dict[str, Counter[str]] = {"images": Counter(), "refused": Counter()}
+        for note in told:
+            for what, counter in sums.items():
+                counter.update(note[what])
+        collections.append(
+            {
+                "name": collection.name,
+                "kind": collection.kind,
+                "scenes": len(scenes),
+                "locations": sum(len(part.locations) for part in parts),
+                "sets": sum(note["sets"] for note in told),
+                **{what: dict(sorted(counter.items())) for what, counter in sums.items()},
+            }
+        )
+    return {
+        "format": FORMAT_VERSION,
+        "fingerprint": plan.fingerprint,
+        "sets": sum(collection["sets"] for collection in collections),
+        "collections": collections,
+    }
