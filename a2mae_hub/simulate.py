@@ -40,48 +40,9 @@ from .landscape import (
     simulate_place,
 )
 from .modeling.sensors_a2mae import Band, Sensor, get_sensor
+from .optics import point_spread, sensor_noise, to_stored
 from .raster import write_raster
-
-# Reflectance of materials in per cent at the knots, linear between them. Set by hand, to two digits, to the shapes of
-# the spectra named; they are typical curves and not any one measurement.
-# - Canopies: PROSPECT + SAIL (Jacquemoud et al. 2009, Remote Sensing of Environment 113): chlorophyll at 450 and 680
-#   nm, red edge 690 to 750 nm, near-infrared plateau, leaf water at 970, 1200, 1450 and 1940 nm.
-# - Dry grass (cellulose at 2100 nm), loam (clay at 2200 nm), concrete, asphalt, tile, sheet metal, charred ground: USGS
-#   Spectral Library Version 7 (Kokaly et al. 2017, Data Series 1035) and ECOSTRESS library (Meerdink et al. 2019).
-# - Inland water, nearly black beyond 750 nm: Mobley 1994, Light and Water.
-# fmt: off
-_KNOTS = (  # nanometres
-    400, 450, 500, 550, 600, 650, 680, 700, 720, 740, 780, 860,
-    970, 1080, 1200, 1300, 1450, 1650, 1800, 1940, 2100, 2200, 2350, 2500,
-)
-_SPECTRA = {
-    "conifer": (1.3, 1.4, 1.7, 3.4, 2.4, 1.9, 1.6, 3.6, 9, 16, 22.5, 24,
-                22, 23.5, 20, 19.5, 4.5, 10, 7, 2, 3.5, 4.5, 3, 1.5),
-    "broadleaf": (1.6, 1.8, 2.3, 5.2, 3.3, 2.4, 2, 5.5, 17, 31, 41, 43,
-                  40, 43, 37, 36, 10, 20, 15, 4, 7.5, 9, 6, 3),
-    "grass": (2.4, 2.8, 3.6, 7.6, 5.2, 3.8, 3.2, 8, 21, 35, 45, 48,
-              44, 47, 40, 39, 13, 24, 18, 5.5, 10, 12, 8, 4),
-    "dry_grass": (6, 7.5, 10, 13.5, 17, 20, 21, 22, 23, 24, 25.5, 28,
-                  30, 32, 32.5, 33.5, 25, 32, 29, 18, 18.5, 21, 17, 13),
-    "litter": (2.5, 3, 3.8, 5, 6.8, 8.5, 9.3, 10, 11, 12, 14, 18,
-               22, 25, 26, 27, 20, 27, 24, 14, 15, 17, 14, 10),
-    "soil": (5, 6.2, 7.8, 10.2, 12.6, 14.6, 15.5, 16, 16.6, 17.2, 18.5, 21,
-             23.5, 26, 28, 29.5, 26, 32, 32, 24, 30, 28.5, 27, 23),
-    "water": (3.4, 3.8, 4.3, 4.6, 2.8, 1.9, 1.6, 1.3, 0.8, 0.7, 0.6, 0.4,
-              0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1),
-    "concrete": (17, 20, 23, 25.5, 27, 28, 28.5, 29, 29, 29.5, 30, 31,
-                 32, 33, 33.5, 34, 32, 35, 34.5, 30, 32, 32, 30, 27),
-    "asphalt": (6.5, 7, 7.8, 8.5, 9.2, 9.8, 10, 10.2, 10.4, 10.6, 11, 11.6,
-                12.3, 13, 13.6, 14, 14, 15.5, 15.8, 15, 16, 16, 15, 14),
-    "tile": (5, 6, 7, 9.5, 17, 21, 22, 22.5, 23, 23.5, 24, 25,
-             27, 29.5, 32, 33, 32, 36, 36, 32, 34, 33, 31, 28),
-    "metal": (44, 48, 50, 51, 51.5, 52, 52, 52, 52, 52, 52, 51,
-              51, 52, 52, 52, 51, 51, 50, 49, 49, 48, 46, 44),
-    "char": (2.6, 2.8, 3, 3.3, 3.6, 4, 4.2, 4.4, 4.6, 4.8, 5.2, 6,
-             7, 8, 9, 9.8, 9.5, 12.5, 13, 11.5, 13.5, 14, 14, 13),
-}
-# fmt: on
-MATERIALS = tuple(_SPECTRA)
+from .spectra import MATERIALS, material_reflectance
 
 # Relative contrast within a class at the scale of crowns and buildings (8 m) and of stands and soils (80 m).
 _TEXTURE_CONTRAST = {
@@ -96,17 +57,10 @@ _TEXTURE_CONTRAST = {
     ROAD: (0.04, 0.03),
 }
 
-# Signal-to-noise ratio at reflectance 0.1: rounded to the specification of Sentinel-2 MSI (ESA, about 90 to 170 over
-# its bands) and to OLI in orbit (Morfitt et al. 2015, Remote Sensing 7, about 200 to 350). Others are assumed.
-_SIGNAL_TO_NOISE = {"sentinel-2": 140.0, "landsat": 250.0, "hls": 200.0, "naip": 60.0}
-_SIGNAL_TO_NOISE_ELSEWHERE = 100.0
-_REFERENCE_REFLECTANCE = 0.1
-
 _DIFFUSE_SHARE = 0.2  # share of skylight in the light on flat ground, clear sky, mid-latitude sun
 _SHADED_SHARE = 0.3  # light left in the shadow of a thick cloud
 _CLOUD_REFLECTANCE = 0.7
 _CLOUD_HEIGHT_M = 1_500.0
-_DN_WHITE_REFLECTANCE = 0.5  # reflectance that 8-bit aerial products show as 255
 
 
 @dataclass(frozen=True)
@@ -124,31 +78,7 @@ class Acquisition:
     cloud_cover: float = 0.0
 
 
-# ---------------------------------------------------------------------------------------------------- light and spectra
-
-
-def band_reflectance(wavelengths: Sequence[float], reflectance: Sequence[float], band: Band) -> float:
-    """Return the reflectance that a band sees of a spectrum: the mean weighted by a Gaussian spectral response.
-
-    Args:
-        wavelengths: Rising wavelengths of the spectrum, nanometres.
-        reflectance: Reflectance at those wavelengths; linear between them.
-        band: The band; its `width` is the full width at half maximum of the response.
-
-    Returns:
-        Reflectance in the unit of the spectrum.
-
-    Raises:
-        ValueError: If the band's centre lies outside the spectrum.
-    """
-    if not wavelengths[0] <= band.wavelength <= wavelengths[-1]:
-        raise ValueError(
-            f"Band {band.name!r} at {band.wavelength:g} nm lies outside the spectra known here ({wavelengths[0]:g} to "
-            f"{wavelengths[-1]:g} nm): leave it out of `bands`."
-        )
-    grid = np.arange(wavelengths[0], wavelengths[-1] + 0.5)
-    response = np.exp(-4 * math.log(2) * ((grid - band.wavelength) / band.width) ** 2)
-    return float(np.average(np.interp(grid, wavelengths, reflectance), weights=response))
+# ---------------------------------------------------------------------------------------------------------------- light
 
 
 def solar_position(acquired: datetime, longitude: float, latitude: float) -> tuple[float, float]:
@@ -376,28 +306,6 @@ def _sun(place: Place, acquisition: Acquisition) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------------- the sensor
 
 
-def _point_spread(cells: int, pixels: int, cell_size: float, pixel_size: float, blur: float) -> np.ndarray:
-    """Return the weights by which a row of cells makes a row of pixels: Gaussian blur, then the mean over the pixel.
-
-    Args:
-        cells: Cells in the row.
-        pixels: Pixels in the row; the last may reach beyond the cells.
-        cell_size: Side of a cell, metres.
-        pixel_size: Side of a pixel, metres.
-        blur: Full width at half maximum of the Gaussian, metres.
-
-    Returns:
-        (pixels, cells) float32, rows summing to 1. The operation is separable: image = W @ scene @ W.T.
-    """
-    edges = np.arange(cells + 1) * cell_size
-    starts = np.arange(pixels)[:, None] * pixel_size
-    overlap = np.minimum(edges[1:], starts + pixel_size) - np.maximum(edges[:-1], starts)
-    centres = edges[:-1] + cell_size / 2
-    spread = np.exp(-4 * math.log(2) * ((centres[:, None] - centres) / blur) ** 2)
-    weights = np.maximum(overlap, 0) @ (spread / spread.sum(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
 def observe(place: Place, acquisition: Acquisition, bands: Sequence[str] | None = None, *, seed: int = 0) -> Image:
     """Take an image of a place.
 
@@ -438,13 +346,13 @@ def observe(place: Place, acquisition: Acquisition, bands: Sequence[str] | None 
     for native in sorted({band.resolution for band in chosen}):
         members = [index for index, band in enumerate(chosen) if band.resolution == native]
         pixels = math.ceil(place.extent / native - 1e-9)
-        weights = _point_spread(cells, pixels, place.resolution, native, blur=native)
+        weights = point_spread(cells, pixels, place.resolution, native, blur=native)
         nearest = np.minimum(((np.arange(size) + 0.5) * pixel_size // native).astype(int), pixels - 1)
         sampled = weights @ scene[members] @ weights.T
-        sampled += _sensor_noise(sampled, sensor, acquisition, place.seed, seed, native)
+        sampled += sensor_noise(sampled, sensor, _noise_source(sensor, acquisition, place.seed, seed, native))
         image[members] = sampled[:, nearest[:, None], nearest]
     return Image(
-        pixels=_stored(image, sensor),
+        pixels=to_stored(image, sensor),
         bands=[band.name for band in chosen],
         sensor=sensor.name,
         acquired=acquisition.acquired,
@@ -460,11 +368,7 @@ def observe(place: Place, acquisition: Acquisition, bands: Sequence[str] | None 
 def _scene_reflectance(place: Place, acquisition: Acquisition, bands: Sequence[Band]) -> np.ndarray:
     """Return what the bands would see of every cell without blur and noise: (bands, h, w) float32 reflectance."""
     fractions = surface_fractions(place, acquisition.acquired)
-    spectra = np.array(
-        [[band_reflectance(_KNOTS, spectrum, band) / 100 for spectrum in _SPECTRA.values()] for band in bands],
-        np.float32,
-    )
-    scene = np.tensordot(spectra, fractions, axes=1)
+    scene = np.tensordot(material_reflectance(bands).astype(np.float32), fractions, axes=1)
     light = _brightness(place) * _illumination(place, *_sun(place, acquisition))
     if acquisition.cloud_cover:
         opacity, shadow = cloud_opacity(place, acquisition)
@@ -474,28 +378,14 @@ def _scene_reflectance(place: Place, acquisition: Acquisition, bands: Sequence[B
     return scene * light.astype(np.float32)
 
 
-def _sensor_noise(
-    reflectance: np.ndarray, sensor: Sensor, acquisition: Acquisition, place_seed: int, seed: int, resolution: float
-) -> np.ndarray:
-    """Return Gaussian noise, half of its variance constant and half growing with the signal (photon noise)."""
-    ratio = next(
-        (ratio for family, ratio in _SIGNAL_TO_NOISE.items() if sensor.name.startswith(family)),
-        _SIGNAL_TO_NOISE_ELSEWHERE,
-    )
+def _noise_source(
+    sensor: Sensor, acquisition: Acquisition, place_seed: int, seed: int, resolution: float
+) -> np.random.Generator:
+    """Return the random numbers of the noise of one image at one ground resolution."""
     minutes = int(_utc(acquisition.acquired).timestamp()) // 60
-    rng = np.random.default_rng(
+    return np.random.default_rng(
         [place_seed, seed, 6, minutes, zlib.crc32(sensor.name.encode()), round(resolution * 10)]
     )
-    level = np.sqrt(0.5 + 0.5 * np.maximum(reflectance, 0) / _REFERENCE_REFLECTANCE) * _REFERENCE_REFLECTANCE / ratio
-    return level * rng.standard_normal(reflectance.shape, np.float32)
-
-
-def _stored(reflectance: np.ndarray, sensor: Sensor) -> np.ndarray:
-    """Return reflectance as the product stores it: uint16 by scale and offset, or uint8 DN; 0 stays free for nodata."""
-    if sensor.unit == "DN":
-        display = 255 * np.sqrt(np.clip(reflectance / _DN_WHITE_REFLECTANCE, 0, 1))
-        return np.clip(np.rint(display), 1, 255).astype(np.uint8)
-    return np.clip(np.rint((reflectance - sensor.offset) / sensor.scale), 1, 65_535).astype(np.uint16)
 
 
 # ------------------------------------------------------------------------------------------------------- sets and files

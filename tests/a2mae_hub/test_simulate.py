@@ -24,11 +24,9 @@ from a2mae_hub.landscape import (
     simulate_place,
     with_change,
 )
-from a2mae_hub.modeling.sensors_a2mae import Band, get_sensor
+from a2mae_hub.modeling.sensors_a2mae import get_sensor
 from a2mae_hub.simulate import (
-    MATERIALS,
     Acquisition,
-    band_reflectance,
     cloud_opacity,
     default_acquisitions,
     observe,
@@ -38,6 +36,7 @@ from a2mae_hub.simulate import (
     surface_fractions,
     write_scenes,
 )
+from a2mae_hub.spectra import MATERIALS
 
 SUMMER = overpass(date(2023, 7, 5), 9.4)
 WINTER = overpass(date(2023, 1, 20), 9.4)
@@ -102,38 +101,6 @@ def test_the_overpass_is_at_half_past_ten_by_the_sun_and_the_sun_is_then_in_the_
     assert overpass(date(2023, 7, 5), -75.0).hour == 15
     _, azimuth = solar_position(SUMMER, 9.4, 48.4)
     assert 90 < azimuth < 180
-
-
-# -------------------------------------------------------------------------------------------------------------- spectra
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0, 1), st.floats(420, 2450), st.floats(5, 200))
-def test_a_flat_spectrum_has_one_reflectance_in_every_band(level, wavelength, width):
-    band = Band("b", "", wavelength, width, 10.0, 0.1, 0.1, (-0.2, 2.0))
-    assert band_reflectance((400, 900, 2500), (level,) * 3, band) == pytest.approx(level, abs=1e-12)
-
-
-def test_a_band_on_a_straight_spectrum_sees_the_reflectance_at_its_centre():
-    # A symmetric response averages a line to its value in the middle.
-    band = Band("b", "", 1000.0, 50.0, 10.0, 0.1, 0.1, (-0.2, 2.0))
-    assert band_reflectance((400, 2500), (0.0, 0.21), band) == pytest.approx(0.06, abs=1e-9)
-
-
-def test_a_band_wider_than_a_dip_fills_it_as_the_integral_over_the_response_says():
-    band = Band("b", "", 680.0, 60.0, 10.0, 0.1, 0.1, (-0.2, 2.0))
-    fine = np.linspace(400, 2500, 210_001)
-    response = np.exp(-0.5 * ((fine - 680) / (60 / 2.3548200450309493)) ** 2)
-    dip = np.interp(fine, (640, 680, 720), (0.4, 0.0, 0.4))
-    expected = (dip * response).sum() / response.sum()
-    found = band_reflectance((400, 640, 680, 720, 2500), (0.4, 0.4, 0.0, 0.4, 0.4), band)
-    assert found == pytest.approx(expected, rel=1e-3)
-
-
-def test_a_thermal_band_is_refused():
-    band = Band("B10", "lwir11", 10_900.0, 600.0, 100.0, 300.0, 10.0, (100.0, 400.0))
-    with pytest.raises(ValueError, match=r"B10.*10900 nm.*leave it out"):
-        band_reflectance((400, 2500), (0.1, 0.1), band)
 
 
 # ----------------------------------------------------------------------------------------------- land cover and seasons
