@@ -1,17 +1,19 @@
 # The two commands a newcomer needs are `make demo` and `make test`. Each sets up .venv the first time and only then.
 # Overridable: PYTHON (the interpreter that .venv is made from), SEED (repeats the test order of an earlier run), and for
-# the demo OUT (where to write) and FILES (real rasters of one place, and options of `a2mae demo`).
+# the demo OUT (where to write) and FILES (real rasters of one place, and options of `a2mae demo`), and for stssd DATA (the
+# folder that docs/recipes/open_imagery.yaml describes).
 
 PYTHON ?= python3
 SEED := $(or $(SEED),$(shell date +%s))
 OUT ?= out
+DATA ?= ../shared/data
 BIN := .venv/bin
 PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Tests never reach the Hub, and two workers of one thread each do not fight over the cores.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo stssd test lint format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,11 +24,15 @@ help: ## List the targets
 	@$(PYTHON) -c 'import sys; sys.exit("a2mae-hub needs Python 3.10 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
 	@test -x $(BIN)/pip || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
 	@echo "Installing a2mae-hub and what it needs into .venv (torch brings about 6 GB: a few minutes the first time)"
-	@$(PIP_INSTALL) -e ".[test,plot,peft]"
+	@$(PIP_INSTALL) -e ".[test]"
 	@touch $@
 
 demo: .venv/.installed ## Encode and reconstruct a two-sensor, two-date image set; figures land in out/
 	@$(BIN)/a2mae demo $(FILES) --out $(OUT)
+
+stssd: .venv/.installed ## Build image sets from the open imagery in DATA, and inspect them, into out/stssd
+	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/stssd
+	@$(BIN)/a2mae stssd inspect $(OUT)/stssd -o $(OUT)/stssd-report
 
 test: lint ## Lint, type check, and run every test in random order
 	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."

@@ -1,4 +1,4 @@
-"""The command line: `a2mae embed`, `a2mae reconstruct`, `a2mae info`, `a2mae demo`."""
+"""The command line: `a2mae embed`, `reconstruct`, `info`, `demo`, and `a2mae stssd …`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from transformers.utils import logging
 
 from .images import ImageSet
+from .stssd.commands import app as stssd_app
 
 app = typer.Typer(
     help="Anchor-aware masked autoencoder for sets of satellite images.",
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(stssd_app, name="stssd")
 
 Paths = Annotated[
     list[str],
