@@ -339,6 +339,8 @@ def _layers(files: list[RasterFile], sensor: Sensor, product: Product, declared:
                 name = band_file.layer
             layers.append(Layer(file, index, name, nodata))
     if len(files) > 1:
+        if declared is not None:
+            return layers  # They are found by name, or else taken in the order given.
         order = [band.name for band in sensor.bands]
         return sorted(
             layers, key=lambda layer: order.index(name) if (name := _found(sensor, layer.name)) else len(order)

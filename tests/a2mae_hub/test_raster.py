@@ -530,3 +530,12 @@ def test_declarations_are_counted_against_the_images(tmp_path):
     )
     assert [image.sensor for image in images] == ["naip", "gaofen-1"] and images.anchor == 1
     assert images[0].acquired.year == 2020 and images[1].acquired is None
+
+
+def test_declared_bands_of_several_files_keep_the_order_of_the_files_where_one_of_them_tells_no_band(tmp_path):
+    paths = []
+    for number, name in enumerate(("B02", "middle", "B04"), start=2):
+        paths.append(tmp_path / f"{name}.tif")
+        write_raster(paths[-1], np.full((1, 4, 4), number * 100, np.uint16))
+    image = read_image(paths, sensor="sentinel-2-l2a", bands=["B02", "B03", "B04"])
+    assert image.pixels[:, 0, 0].tolist() == [200, 300, 400]
