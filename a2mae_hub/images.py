@@ -8,6 +8,8 @@ from datetime import datetime
 
 import numpy as np
 
+from a2mae_hub.modeling.georeference_a2mae import PixelGrid, crs_text, ground_resolution, place_images
+
 
 @dataclass(eq=False)
 class Image:
@@ -53,6 +55,14 @@ class Image:
         if self.valid is not None:
             real &= self.valid
         return real
+
+    def ground_resolution(self) -> float | None:
+        """Return metres per pixel on the ground by the georeference, else `gsd`, else None."""
+        if self.crs is None or self.transform is None:
+            return self.gsd
+        height, width = self.pixels.shape[1:]
+        grid = PixelGrid("the image", height, width, 0.0, crs_text(self.crs), tuple(self.transform)[:6])
+        return ground_resolution(place_images([grid]).corners[0], height, width)
 
     def __repr__(self) -> str:
         """Describe the image in one line, without its pixels."""

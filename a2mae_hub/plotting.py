@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import Image, ImageSet
-from .modeling.georeference_a2mae import PixelGrid, crs_text, ground_resolution, place_images
 from .modeling.sensors_a2mae import Sensor, get_sensor
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _PANEL_INCHES = 1.9
 _HIDDEN_GREY = 0.72
 _NODATA_GREY = 0.92
 _GAMMA = 0.8
-_UNIT_LABELS = {"reflectance": "reflectance", "DN": "digital numbers", "dB": "dB"}
+UNIT_LABELS = {"reflectance": "reflectance", "DN": "digital numbers", "dB": "dB"}
 # Near infrared goes by two STAC names, of a broad and of a narrow band.
 _TRUE_COLOUR = (("red",), ("green", "green05"), ("blue", "coastal"))
 _FALSE_COLOUR = (("nir", "nir08", "nir09"), ("red",), ("green", "green05"))
@@ -176,7 +175,7 @@ def plot_reconstruction(
     label_inches, bar_inches, head_inches = 1.25, 0.85, 0.62 if title else 0.32
     width = label_inches + 4 * _PANEL_INCHES + bar_inches
     height = head_inches + rows * row_inches + 0.08
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     if title:
         figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize=10)
 
@@ -213,11 +212,11 @@ def plot_reconstruction(
             ((width - bar_inches + 0.06) / width, 1 - (top + row_inches - 0.06) / height, 0.1 / width, span / height)
         )
         figure.colorbar(mappable, cax=bar, extend="max").ax.tick_params(labelsize=6, length=2, width=0.5)
-        bar.set_ylabel(f"absolute error, {_UNIT_LABELS[units[row]]}", fontsize=7)
+        bar.set_ylabel(f"absolute error, {UNIT_LABELS[units[row]]}", fontsize=7)
     for column, text in enumerate(("input", "visible to the model", "reconstruction", "absolute error")):
         x = label_inches + (column + 0.5) * _PANEL_INCHES - 0.03
         figure.text(x / width, 1 - (head_inches - 0.07) / height, text, ha="center", va="bottom", fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_embedding(
@@ -244,14 +243,14 @@ def plot_embedding(
         panels.insert(0, ("image", background))
     side, head = 3.2, 0.65 if title else 0.35
     width, height = len(panels) * side, head + side
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     if title:
         figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize=10)
     for column, (text, shown) in enumerate(panels):
         inner = side - 0.1
         _show(figure.add_axes(((column * side + 0.05) / width, 0.05 / height, inner / width, inner / height)), shown)
         figure.text((column + 0.5) / len(panels), 1 - (head - 0.1) / height, text, ha="center", va="bottom", fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def principal_colours(feature_map: np.ndarray) -> np.ndarray:
@@ -325,7 +324,7 @@ def _ceiling(errors: Sequence[np.ndarray]) -> float:
 def _row_label(image_set: ImageSet, row: int) -> str:
     """Return sensor, date, ground resolution and role of an image, a line each."""
     image = image_set[row]
-    resolution = _ground_resolution(image)
+    resolution = image.ground_resolution()
     lines = [
         image.sensor,
         f"{image.acquired:%Y-%m-%d}" if image.acquired else "unknown date",
@@ -333,15 +332,6 @@ def _row_label(image_set: ImageSet, row: int) -> str:
         "anchor" if row == image_set.anchor else "",
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _ground_resolution(image: Image) -> float | None:
-    """Return metres per pixel on the ground by the georeference, else as the image says, else None."""
-    height, width = image.pixels.shape[1:]
-    if image.crs is None or image.transform is None:
-        return image.gsd
-    grid = PixelGrid("the image", height, width, 0.0, crs_text(image.crs), tuple(image.transform)[:6])
-    return ground_resolution(place_images([grid]).corners[0], height, width)
 
 
 def _show(axes: Axes, picture: np.ndarray, **options: Any) -> Any:
@@ -354,7 +344,7 @@ def _show(axes: Axes, picture: np.ndarray, **options: Any) -> Any:
     return axes.imshow(picture, interpolation="nearest", **options)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches; raise ImportError naming the extra where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -363,7 +353,7 @@ def _new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, facecolor="white")
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure under a temporary name, then move it into place, so that no half-written file is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def summary(report: dict[str, Any]) -> list[str]:
 def prune(
     shards: Shards,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write to.")],
-    keep: Annotated[float, typer.Option(min=0, help="Sets to keep: a share up to 1, or a number.")],
+    keep: Annotated[float, typer.Option(min=0, help="Sets to keep: a share up to 1, or a number of 2 and more.")],
     clusters: Annotated[int | None, typer.Option(min=1, help="Clusters; left out, by the number of sets.")] = None,
     hard_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of every cluster's quota for its least varied places.")
@@ -109,11 +109,12 @@ def prune(
     with_extra()
     from .prune import prune as prune_shards
 
-    number = int(keep) if keep > 1 else keep
+    if keep > 1 and not keep.is_integer():
+        raise ValueError(f"--keep {keep:g}: give a share up to 1, or a whole number of sets.")
     report = prune_shards(
         shards,
         output,
-        keep=number,
+        keep=int(keep) if keep > 1 else keep,
         clusters=clusters,
         hard_share=hard_share,
         checkpoint=checkpoint,
@@ -150,13 +151,14 @@ def inspect(
 def card(
     shards: Annotated[Path, typer.Argument(help="Folder of shards.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Name of the data set; left out, the folder's.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the data set as a whole, as SPDX.")] = None,
     repo_id: Annotated[str | None, typer.Option(help="Id that it will have on the Hub.")] = None,
 ) -> None:
     """Write the data set's card, README.md, into its folder."""
     with_extra()
     from .card import write_card
 
-    typer.echo(f"{write_card(shards, name=name, repo_id=repo_id)}: written.")
+    typer.echo(f"{write_card(shards, name=name, licence=licence, repo_id=repo_id)}: written.")
 
 
 def with_extra() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from a2mae_hub.modeling.sensors_a2mae import Sensor, get_sensor
-from a2mae_hub.plotting import _UNIT_LABELS, _new_figure, _save
+from a2mae_hub.plotting import UNIT_LABELS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def plot_inspection(statistics: Statistics, path: str | Path) -> Path:
     kinds = [kind for kind, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     sensors = _by_count(statistics)
     width, height = 9.0, 7.4
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     images = statistics.images.total()
     figure.text(0.07, 0.965, statistics.name, fontsize=11, weight="bold", va="center")
     text = f"{len(statistics):,} image sets, {images:,} images"
@@ -83,7 +83,7 @@ def plot_inspection(statistics: Statistics, path: str | Path) -> Path:
         axes.text(0.995, 0.02, text, transform=axes.transAxes, fontsize=7, ha="right", color=_INK)
     _draw_months(figure.add_axes((0.07, 0.075, 0.51, 0.265)), statistics, sensors)
     _draw_sensors(figure.add_axes((0.745, 0.075, 0.225, 0.265)), statistics, sensors)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_histograms(statistics: Statistics, path: str | Path) -> Path:
@@ -109,7 +109,7 @@ def plot_histograms(statistics: Statistics, path: str | Path) -> Path:
     panel, band_inches, head, foot, top = 3.4, 0.34, 0.42, 0.5, 0.4
     heights = [head + max(count, 3) * band_inches + foot for count in most]
     width, height = columns * panel + 0.2, top + sum(heights)
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     figure.text(0.12 / width, 1 - 0.2 / height, statistics.name, fontsize=11, weight="bold", va="center")
     _explain_marks(figure, height)
     above = top
@@ -127,7 +127,7 @@ def plot_histograms(statistics: Statistics, path: str | Path) -> Path:
             )
             _draw_ridges(axes, get_sensor(name), bands)
         above += heights[row]
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_prune(
@@ -155,7 +155,7 @@ def plot_prune(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    figure = _new_figure(9.0, 6.6)
+    figure = new_figure(9.0, 6.6)
     easy = kept & ~hard
     marks = [("left out", ~kept, _LEFT_OUT), ("kept", easy, _KEPT), ("kept for low heterogeneity", hard, _HARD)]
     _draw_clusters(figure.add_axes((0.07, 0.61, 0.555, 0.31)), report)
@@ -172,7 +172,7 @@ def plot_prune(
     rules = Counter(duplicate.rule for duplicate in report.duplicates)
     text = f"{rules['pixels']:,} equal and {rules['features']:,} near-duplicate sets left out before"
     figure.text(0.975, 0.972, text, fontsize=9, va="center", ha="right", color=_INK)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 # --------------------------------------------------------------------------------------------------------------- panels
@@ -302,7 +302,7 @@ def _draw_ridges(axes: Axes, sensor: Sensor, bands: dict[str, BandStatistics]) -
     axes.set_ylim(-0.25, len(bands) - 0.1)
     axes.set_xlim(low, high)
     axes.set_title(sensor.name, fontsize=9, loc="left")
-    axes.set_xlabel(_UNIT_LABELS[sensor.unit], fontsize=8)
+    axes.set_xlabel(UNIT_LABELS[sensor.unit], fontsize=8)
     _plain(axes, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -33,8 +33,16 @@ from a2mae_hub.modeling.image_inputs_a2mae import is_whole
 from .clusters import choose, comparable, find_clusters, near_duplicates, water_fill
 from .features import checkpoint_features, heterogeneity, spectral_statistics
 from .schema import StoredSet, decode, from_row
-from .shards import ShardFiles, ShardWriter, find_shards, sync_folder, write_atomically
-from .statistics import open_shards, root_of, row_groups
+from .shards import (
+    ShardFiles,
+    ShardWriter,
+    find_shards,
+    open_shards,
+    root_of,
+    row_groups,
+    sync_folder,
+    write_atomically,
+)
 
 
 @dataclass(frozen=True)

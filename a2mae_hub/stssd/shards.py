@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -198,6 +199,11 @@ def find_shards(path: str | os.PathLike[str]) -> ShardFiles:
     return ShardFiles(filesystem, found)
 
 
+def root_of(path: str | os.PathLike[str], files: ShardFiles) -> str:
+    """Return the folder that the paths of shards are told relative to."""
+    return os.path.abspath(path) if os.path.isdir(path) else os.path.commonpath(map(os.path.dirname, files.paths))
+
+
 def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFile:
     """Open a shard and check what its footer says of it.
 
@@ -239,6 +245,38 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
                 f"{_MOST_BYTES_IN_ROW_GROUP / 2**30:g} GiB a shard may have; write it with smaller row groups."
             )
     return shard
+
+
+def open_shards(files: ShardFiles) -> Iterator[tuple[str, pq.ParquetFile]]:
+    """Open one shard after the other, and close it; raise ValueError where one is damaged."""
+    for path in files.paths:
+        shard = open_shard(files.filesystem, path)
+        try:
+            yield path, shard
+        finally:
+            shard.close(force=True)
+
+
+def read_group(shard: pq.ParquetFile, path: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a row group, or some of its columns.
+
+    Raises:
+        ValueError: If its bytes are damaged; names the file and the row group.
+    """
+    try:
+        # Workers are processes: threads of Arrow on top would only fight for the cores.
+        return shard.read_row_group(index, columns=None if columns is None else list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(f"{path}: row group {index}", error) from error
+
+
+def row_groups(shard: pq.ParquetFile, path: str) -> Iterator[tuple[int, pa.Table]]:
+    """Iterate over the row groups of a shard with the number of their first row; ValueError where one is damaged."""
+    first_row = 0
+    for index in range(shard.num_row_groups):
+        table = read_group(shard, path, index)
+        yield first_row, table
+        first_row += len(table)
 
 
 def damaged(path: str, error: Exception) -> ValueError:

@@ -7,25 +7,21 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from a2mae_hub.images import Image
-from a2mae_hub.modeling.georeference_a2mae import PixelGrid, crs_text, ground_resolution, place_images
 from a2mae_hub.modeling.sensors_a2mae import SENSORS, Band, Sensor, get_sensor
 
 from .features import scale_and_offset
 from .schema import SCHEMA, StoredImage, StoredSet, decode, from_row
-from .selection import read_group
-from .shards import ShardFiles, find_shards, open_shard, write_atomically
+from .shards import find_shards, open_shards, root_of, row_groups, write_atomically
 
 # Steps of 0.002 over the range of reflectance.
 _BINS = 1100
@@ -327,25 +323,6 @@ def inspect(path: str | os.PathLike[str], *, progress: bool = False) -> Statisti
     return statistics
 
 
-def open_shards(files: ShardFiles) -> Iterator[tuple[str, pq.ParquetFile]]:
-    """Open one shard after the other, and close it; raise ValueError where one is damaged."""
-    for path in files.paths:
-        shard = open_shard(files.filesystem, path)
-        try:
-            yield path, shard
-        finally:
-            shard.close(force=True)
-
-
-def row_groups(shard: pq.ParquetFile, path: str) -> Iterator[tuple[int, pa.Table]]:
-    """Iterate over the row groups of a shard with the number of their first row; ValueError where one is damaged."""
-    first_row = 0
-    for index in range(shard.num_row_groups):
-        table = read_group(shard, path, index)
-        yield first_row, table
-        first_row += len(table)
-
-
 # ------------------------------------------------------------------------------------------------------------- counting
 
 
@@ -360,7 +337,9 @@ def _count(statistics: Statistics, image_set: StoredSet) -> None:
         bands = [sensor.find(name) for name in image.bands]
         statistics.images[sensor.name, image.provenance] += 1
         statistics.bands.update((sensor.name, band.name) for band in bands)
-        statistics.resolutions[sensor.name, float(f"{_resolution(image, bands):.2g}")] += 1
+        statistics.resolutions[
+            sensor.name, float(f"{image.ground_resolution() or min(band.resolution for band in bands):.2g}")
+        ] += 1
         _, height, width = image.pixels.shape
         statistics.shapes[sensor.name, height, width] += 1
         _count_time(statistics, image)
@@ -404,15 +383,6 @@ def _levels(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         counts = np.bincount(stored.astype(np.int64) - low)
         return np.arange(low, low + len(counts), dtype=np.float64), counts
     return stored.astype(np.float64), np.ones(stored.size, np.int64)
-
-
-def _resolution(image: Image, bands: list[Band]) -> float:
-    """Return metres per pixel as the processor takes it: by the georeference, else as the image or its sensor says."""
-    _, height, width = image.pixels.shape
-    if image.crs is None or image.transform is None:
-        return image.gsd or min(band.resolution for band in bands)
-    grid = PixelGrid("an image", height, width, 0.0, crs_text(image.crs), tuple(image.transform)[:6])
-    return ground_resolution(place_images([grid]).corners[0], height, width)
 
 
 def _origin(source: str | None) -> str:
@@ -463,8 +433,3 @@ def _bytes(size: int) -> str:
     """Return a number of bytes as people read it."""
     power = min(max(0, int(math.log(max(size, 1), 1000))), 4)
     return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def root_of(path: str | os.PathLike[str], files: ShardFiles) -> str:
-    """Return the folder that the paths of shards are told relative to."""
-    return os.path.abspath(path) if os.path.isdir(path) else os.path.commonpath(map(os.path.dirname, files.paths))

@@ -20,7 +20,7 @@ UNKNOWN = (np.nan, np.nan)
 def drawn(monkeypatch):
     """The figure that was drawn last, in place of its file."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or path)
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure) or path)
     return lambda: kept[-1]
 
 
