@@ -100,14 +100,22 @@ def heterogeneity(image_set: ImageSet) -> float | None:
     Returns:
         The number, or None where no image has two valid pixels.
     """
-    return _heterogeneity([standardise(image) for image in image_set])
-
-
-def _heterogeneity(images: Sequence[np.ma.MaskedArray]) -> float | None:
-    """Return the heterogeneity of standardised images."""
-    spreads = [image.reshape(len(image), -1).std(axis=1) for image in images]
-    known = [float(spread.mean()) for spread in spreads if spread.count()]
+    known = [spread for spread in map(_spread, image_set) if spread is not None]
     return float(np.mean(known)) if known else None
+
+
+def _spread(image: Image) -> float | None:
+    """Return the standard deviation of the standardised values of an image, the mean over its bands, if it has any."""
+    sensor, (scale, _) = get_sensor(image.sensor), scale_and_offset(image)
+    real = image.valid_values().reshape(len(image.bands), -1)
+    counted = real.any(axis=1)
+    if not counted.any():
+        return None
+    values = image.pixels.reshape(len(image.bands), -1).astype(np.float32)[counted]
+    # The mean of the land cancels out of a standard deviation, so the numbers stay as they are stored.
+    spreads = values.std(axis=1) if real.all() else values.std(axis=1, where=real[counted])
+    stds = np.array([sensor.find(name).std for name in image.bands])
+    return float((spreads * np.abs(scale / stds)[counted]).mean())
 
 
 def spectral_statistics(image_set: ImageSet) -> np.ndarray:
@@ -152,7 +160,7 @@ def spectral_statistics(image_set: ImageSet) -> np.ndarray:
     features = [np.mean(numbers, axis=0) if numbers else np.zeros(4) for numbers in per_group.values()]
     features.append(np.mean(vegetation, axis=0) if vegetation else np.zeros(2))
     changes = [np.std(means) for means in means_of_sensor.values() if len(means) > 1]
-    features.append(np.array([np.mean(changes) if changes else 0.0, _heterogeneity(standardised) or 0.0]))
+    features.append(np.array([np.mean(changes) if changes else 0.0, heterogeneity(image_set) or 0.0]))
     return np.concatenate(features).astype(np.float32)
 
 
