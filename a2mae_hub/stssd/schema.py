@@ -256,7 +256,7 @@ class _Binaries:
         _, offsets, values = column.buffers()
         count = len(column)
         self._starts = np.frombuffer(offsets, np.int32, count + 1, 4 * column.offset) if count else np.zeros(1, int)
-        self._values = memoryview(values) if values is not None else memoryview(b"")
+        self._values = memoryview(b"" if values is None else values).toreadonly()
         self._known = column.is_valid().to_numpy(zero_copy_only=False)
 
     def __getitem__(self, index: int) -> memoryview | None:
