@@ -181,7 +181,10 @@ def _image_row(image: Image, label: str) -> dict[str, Any]:
     acquired = image.acquired
     if acquired is not None:
         acquired = acquired.replace(tzinfo=timezone.utc) if acquired.tzinfo is None else acquired
-    valid = None if image.valid is None else np.packbits(np.asarray(image.valid, bool), axis=None).tobytes()
+    valid = None if image.valid is None else np.asarray(image.valid, bool)
+    if valid is not None and -(-valid.size // 8) == -(-pixels.size // 8):
+        # As many bytes as the mask of every value: `_mask` takes it for that.
+        valid = np.broadcast_to(valid, pixels.shape)
     return {
         "sensor": image.sensor,
         "bands": list(image.bands),
@@ -198,7 +201,7 @@ def _image_row(image: Image, label: str) -> dict[str, Any]:
         "provenance": getattr(image, "provenance", "observed"),
         "source": image.source,
         "licence": getattr(image, "licence", None),
-        "valid": valid,
+        "valid": None if valid is None else np.packbits(valid, axis=None).tobytes(),
         "pixels": np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<")).tobytes(),
     }
 
@@ -233,11 +236,10 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
     images = images.chunk(0) if images.num_chunks == 1 else images.combine_chunks()
     flat = images.flatten()
     ends = images.offsets.to_numpy() - images.offsets[0].as_py()
-    facts = pa.StructArray.from_arrays(
-        [flat.field(field.name) for field in flat.type if field.name not in BINARY_FIELDS],
-        [field.name for field in flat.type if field.name not in BINARY_FIELDS],
-    ).to_pylist()
-    pixels, masks = _Binaries(flat.field("pixels")), _Binaries(flat.field("valid"))
+    columns = dict(zip([field.name for field in flat.type], flat.flatten(), strict=True))
+    small = [name for name in columns if name not in BINARY_FIELDS]
+    facts = pa.StructArray.from_arrays([columns[name] for name in small], small).to_pylist()
+    pixels, masks = _Binaries(columns["pixels"]), _Binaries(columns["valid"])
     for number, row in enumerate(table.drop_columns("images").to_pylist()):
         row["images"] = []
         for index in range(ends[number], ends[number + 1]):
@@ -289,7 +291,7 @@ def _mask(stored: memoryview | None, shape: tuple[int, ...], label: str) -> np.n
     """Return where pixels are valid, of the shape that fits the number of bits."""
     if stored is None:
         return None
-    for candidate in (shape[1:], shape):
+    for candidate in (shape, shape[1:]):
         count = math.prod(candidate)
         if len(stored) == -(-count // 8):
             return np.unpackbits(np.frombuffer(stored, np.uint8), count=count).astype(bool).reshape(candidate)
