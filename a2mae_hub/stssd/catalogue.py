@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import shapely
 
+from a2mae_hub.grids import Grid
 from a2mae_hub.products import RASTER_SUFFIXES, is_quality_layer, parse_time
 from a2mae_hub.scene_files import Scene, open_scene, open_scenes
 
 from .clouds import quality_layer
-from .footprints import Footprint, corners_of, footprint_of, polygon
+from .footprints import Footprint, covered, footprint_of, outline_of, polygon
 from .recipe import Collection, Scenes, acquired_from_path
+
+# Stands in for the times in file names, which are not to be read where a pattern finds them.
+_UNREAD = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -25,10 +33,10 @@ class CatalogueScene:
 
     Attributes:
         scene: Its files, bands and grid.
-        name: Its path relative to the recipe's root, or its STAC id: what provenance records.
+        name: Its path below the recipe's root, or below the folder that the recipe names, or its STAC id: what
+            provenance records.
         footprint: Where it lies; None without georeference.
-        quality: Its quality layer, if it has one: a scene of one band.
-        quality_path: Where that is.
+        quality_path: Where its quality layer is, if it has one.
         cloud_share: Share under cloud of the whole scene, as a catalogue says.
         licence: Terms of use.
     """
@@ -78,58 +86,101 @@ def open_collection(collection: Collection, root: Path) -> list[CatalogueScene]:
 
     Raises:
         FileNotFoundError: If a path or pattern names nothing.
-        ValueError: If a file cannot be opened or described; names it.
+        ValueError: If a file cannot be opened or described, or two scenes would have one name; names it.
     """
     scenes: list[CatalogueScene] = []
     for entry in collection.scenes:
         scenes += _from_files(entry, root)
         scenes += _from_stac(entry, root)
+    named: dict[str, CatalogueScene] = {}
+    for scene in scenes:
+        other = named.setdefault(scene.name, scene)
+        if other is not scene:
+            raise ValueError(
+                f"{scene.scene.source}: would be called {scene.name} in the data set, as {other.scene.source} is; name "
+                "a scene only once, or set root to a folder that holds both."
+            )
     return scenes
 
 
 def _from_files(entry: Scenes, root: Path) -> Iterator[CatalogueScene]:
-    """Open the scenes that paths and patterns name."""
-    pattern = entry.acquired if entry.acquired and "(?P<year>" in entry.acquired else None
+    """Open the scenes that paths and patterns name, each once."""
+    seen: set[tuple[tuple[str, int], ...]] = set()
     for given in entry.paths:
-        for paths in _rasters(given, root):
-            described = open_scenes(
-                paths,
-                sensor=entry.sensor,
-                bands=entry.bands,
-                acquired=None if pattern else entry.acquired,
-                scale=entry.scale,
-                offset=entry.offset,
-                nodata=entry.nodata,
-            )
-            for scene in described:
-                if pattern:
-                    when = acquired_from_path(pattern, scene.layers[0].file.path)
-                    scene = replace(scene, acquired=parse_time(when))
-                files = [layer.file.path for layer in scene.layers]
-                yield _catalogued(scene, _relative(scene.source, root), quality_layer(files), None, entry.licence)
+        paths, base = _rasters(given, root)
+        described = open_scenes(
+            paths,
+            sensor=entry.sensor,
+            bands=entry.bands,
+            acquired=_UNREAD if entry.finds_time else entry.acquired,
+            scale=entry.scale,
+            offset=entry.offset,
+            nodata=entry.nodata,
+        )
+        for scene in described:
+            files = [layer.file.path for layer in scene.layers]
+            key = tuple((path, layer.index) for path, layer in zip(files, scene.layers, strict=True))
+            if key in seen:
+                continue
+            seen.add(key)
+            if entry.finds_time:
+                scene = replace(scene, acquired=_time_in(files[0], entry, root))
+            name = _relative(scene.source, root, base) or os.path.basename(files[0])
+            yield _catalogued(scene, name, quality_layer(files), None, entry.licence)
 
 
-def _rasters(given: str, root: Path) -> Iterator[list[str]]:
-    """Return the rasters that a path or pattern names, together with the others of their folder."""
-    full = given if "://" in given or given.startswith("/vsi") else os.path.join(root, given)
-    if full.startswith("/vsi") or "://" in full:
-        yield [full]
-        return
-    found = sorted(glob.glob(full, recursive=True))
+def _time_in(path: str, entry: Scenes, root: Path) -> datetime:
+    """Return the time that an entry's pattern finds in a path, in the part of it that is not of this machine alone."""
+    assert entry.acquired is not None
+    below = path if _is_remote(path) else f"/{Path(os.path.relpath(path, root)).as_posix()}"
+    return parse_time(acquired_from_path(entry.acquired, below))
+
+
+def _rasters(given: str, root: Path) -> tuple[list[str], str]:
+    """Return the rasters, and the folders that directly hold some, that a path or pattern names, and what it is below.
+
+    Folders are given as such, and not as what is in them, since of what is in them not all has to be a band.
+    """
+    if _is_remote(given):
+        return [given], given
+    full = os.path.join(root, given)
+    found = _found(given, root)
     if not found:
         raise FileNotFoundError(f"{full}: no such file or folder; correct the path, or the root it is relative to.")
-    files = [path for path in found if os.path.isfile(path)]
-    folders = [path for path in found if os.path.isdir(path)]
-    for folder in folders:
-        within = [os.path.join(at, name) for at, _, names in sorted(os.walk(folder)) for name in sorted(names)]
-        files += [path for path in within if path.lower().endswith(RASTER_SUFFIXES)]
-    optical = [path for path in files if not is_quality_layer(path) and not os.path.basename(path).startswith(".")]
-    if not optical:
+    suffixes = (*RASTER_SUFFIXES, os.path.splitext(given)[1].lower() or RASTER_SUFFIXES[0])
+    folders, files = set(), set()
+    for path in found:
+        if not os.path.isdir(path):
+            if path == full or path.lower().endswith(suffixes):
+                files.add(os.path.normpath(path))
+            continue
+        for at, inside, names in os.walk(path):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            if any(name.lower().endswith(RASTER_SUFFIXES) and _is_optical(name) for name in names):
+                folders.add(os.path.normpath(at))
+    rasters = folders | {path for path in files if _is_optical(path) and os.path.dirname(path) not in folders}
+    if not rasters:
         raise FileNotFoundError(f"{full}: holds no optical raster ({', '.join(RASTER_SUFFIXES)}); correct the path.")
-    by_folder: dict[str, list[str]] = {}
-    for path in optical:
-        by_folder.setdefault(os.path.dirname(path), []).append(path)
-    yield from by_folder.values()
+    base = full if os.path.isdir(full) else os.path.dirname(re.split(r"[*?[]", full, maxsplit=1)[0])
+    return sorted(rasters), base
+
+
+def _found(given: str, root: Path) -> list[str]:
+    """Return what a path, or else a pattern, names; sorted."""
+    full = os.path.join(root, given)
+    if os.path.exists(full):
+        return [full]
+    return sorted(os.path.join(root, path) for path in glob.glob(given, root_dir=root, recursive=True))
+
+
+def _is_optical(path: str) -> bool:
+    """Return whether a file is neither hidden nor a layer that is no band."""
+    return not os.path.basename(path).startswith(".") and not is_quality_layer(path)
+
+
+def _is_remote(path: str) -> bool:
+    """Return whether a path is one of GDAL's, or a URL."""
+    return path.startswith("/vsi") or "://" in path
 
 
 def _from_stac(entry: Scenes, root: Path) -> Iterator[CatalogueScene]:
@@ -140,16 +191,17 @@ def _from_stac(entry: Scenes, root: Path) -> Iterator[CatalogueScene]:
 
     paths: list[str] = []
     for given in entry.stac:
-        found = [given] if "://" in given else sorted(glob.glob(os.path.join(root, given), recursive=True))
+        found = [given] if _is_remote(given) else _found(given, root)
         if not found:
             raise FileNotFoundError(f"{os.path.join(root, given)}: no such STAC file; correct the path.")
         paths += found
     for source in sources_of_items(paths, sensor=entry.sensor, bands=entry.bands):
+        acquired: Any = source.acquired if entry.acquired is None else entry.acquired
         scene = open_scene(
             source.paths,
             sensor=source.sensor,
             bands=source.bands,
-            acquired=source.acquired if entry.acquired is None else entry.acquired,
+            acquired=_time_in(source.paths[0], entry, root) if entry.finds_time else acquired,
             scale=source.scale if entry.scale is None else entry.scale,
             offset=source.offset if entry.offset is None else entry.offset,
             nodata=source.nodata if entry.nodata is None else entry.nodata,
@@ -168,25 +220,57 @@ def _catalogued(
     return CatalogueScene(scene, name, footprint, quality, cloud_share, licence)
 
 
-def _relative(path: str, root: Path) -> str:
-    """Return a path without the folders of this machine."""
-    inside = os.path.relpath(path, root)
-    return Path(path).name if inside.startswith("..") else Path(inside).as_posix()
+def _relative(path: str, root: Path, base: str) -> str:
+    """Return a path without the folders of this machine: below the root, or else below what the recipe names.
+
+    It is empty where the path is both.
+    """
+    if "://" in path:
+        host, _, place = path.partition("://")[2].partition("?")[0].partition("/")
+        return f"{host.rpartition('@')[2]}/{place}"  # without passwords and signatures
+    for folder in (root, base):
+        inside = Path(os.path.relpath(path, folder))
+        if inside.parts and inside.parts[0] != os.pardir:
+            return inside.as_posix()
+    return ""
 
 
 class SceneIndex:
-    """Finds the scenes that touch a footprint.
+    """Finds the scenes that footprints lie on. Scenes of one pixel grid, such as dates of one tile, count as one.
 
     Args:
-        scenes: The scenes of a collection.
+        scenes: The scenes of a collection; those without georeference lie nowhere.
+
+    Attributes:
+        grids: The pixel grids, each once.
+        footprints: The footprint of each.
+        shapes: The ground of each, in longitude and latitude.
     """
 
     def __init__(self, scenes: list[CatalogueScene]) -> None:
-        self._members = [index for index, scene in enumerate(scenes) if scene.footprint is not None]
-        shapes = [polygon(corners_of(scenes[index].scene.grid)) for index in self._members]
-        self.shapes = dict(zip(self._members, shapes, strict=True))
-        self._tree = shapely.STRtree(shapes)
+        by_grid: dict[Grid, list[int]] = {}
+        footprints: dict[Grid, Footprint] = {}
+        for number, scene in enumerate(scenes):
+            if scene.footprint is not None:
+                by_grid.setdefault(scene.scene.grid, []).append(number)
+                footprints[scene.scene.grid] = scene.footprint
+        self.grids, self.footprints = list(footprints), list(footprints.values())
+        self.shapes = [polygon(outline_of(grid)) for grid in self.grids]
+        self._members = list(by_grid.values())
 
-    def touching(self, shape: shapely.Geometry) -> list[int]:
-        """Return the numbers of the scenes whose footprint a shape in longitude and latitude touches, rising."""
-        return sorted(self._members[index] for index in self._tree.query(shape, predicate="intersects"))
+    def below(self, footprints: Sequence[Footprint]) -> list[tuple[int, ...]]:
+        """Return for every footprint the numbers of the scenes that it lies on as a whole, rising."""
+        centres = np.array([footprint[:2] for footprint in footprints]).reshape(-1, 2)
+        tree = shapely.STRtree(shapely.points(centres))
+        below: list[list[int]] = [[] for _ in footprints]
+        for number, (grid, shape) in enumerate(zip(self.grids, self.shapes, strict=True)):
+            near = np.sort(tree.query(shape, predicate="intersects")).tolist()
+            fits = covered([footprints[place] for place in near], grid)
+            for place in itertools.compress(near, fits):
+                below[place].append(number)
+        # Places on the same grids share one tuple, so that many dates of many places stay small.
+        together = {
+            grids: tuple(sorted(scene for grid in grids for scene in self._members[grid]))
+            for grids in set(map(tuple, below))
+        }
+        return [together[tuple(grids)] for grids in below]

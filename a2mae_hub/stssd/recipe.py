@@ -17,8 +17,11 @@ collections:
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +34,8 @@ from a2mae_hub.products import parse_time
 
 GRID, FOOTPRINTS = "grid", "footprints"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_PARTS = ("year", "month", "day")
+_FINDS_TIME = "(?P<year>"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,45 @@ class Scenes:
     offset: float | tuple[float, ...] | None = None
     nodata: float | None = None
     licence: str | None = None
+
+    @property
+    def finds_time(self) -> bool:
+        """Whether `acquired` is a pattern that finds the time in the path."""
+        return self.acquired is not None and _FINDS_TIME in self.acquired
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without opening a file."""
+        for name in ("paths", "stac", "bands"):
+            value = getattr(self, name)
+            if name == "bands" and value is None:
+                continue
+            if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) and text for text in value):
+                raise ValueError(f"{name} is {value!r}, and must be a list of texts; quote what is no text to YAML.")
+        for name in ("sensor", "acquired", "licence"):
+            _check_text(name, getattr(self, name), optional=True)
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            each = value if isinstance(value, (list, tuple)) and value else [value]
+            if value is not None and not all(_is_number(number) and math.isfinite(number) for number in each):
+                raise ValueError(f"{name} is {value!r}, and must be a number, or a list of one per band.")
+        if self.nodata is not None and not _is_number(self.nodata):
+            raise ValueError(f"nodata is {self.nodata!r}, and must be a number.")
+        if not self.paths and not self.stac:
+            raise ValueError("paths or stac is missing.")
+        if self.bands is not None and not self.bands:
+            raise ValueError("bands is empty; name at least one, or leave it out.")
+        if self.sensor is not None:
+            _check_sensor("sensor", self.sensor)
+        if self.finds_time:
+            try:
+                re.compile(str(self.acquired))
+            except re.error as error:
+                raise ValueError(f"acquired is {self.acquired!r}, which is no regular expression ({error}).") from error
+        elif self.acquired is not None:
+            try:
+                parse_time(self.acquired)
+            except ValueError as error:
+                raise ValueError(f"acquired: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -97,28 +141,49 @@ class Collection:
     def __post_init__(self) -> None:
         """Check what can be checked without opening a file."""
         what = f"collection {self.name!r}"
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"{what}: a name begins with a letter or digit and holds letters, digits, '.', '_' and '-'."
             )
-        if not self.scenes or not all(scenes.paths or scenes.stac for scenes in self.scenes):
-            raise ValueError(f"{what}: every entry of scenes names paths or stac, and there is at least one.")
-        for name in (scenes.sensor for scenes in self.scenes if scenes.sensor):
-            get_sensor(name)
-        for number in ("size", "spacing"):
-            value = getattr(self, number)
-            if value is not None and not value > 0:
-                raise ValueError(f"{what}: {number} is {value!r}, and must be a positive number of metres.")
+        if not isinstance(self.scenes, (list, tuple)) or not all(isinstance(entry, Scenes) for entry in self.scenes):
+            raise ValueError(f"{what}: scenes is {self.scenes!r}, and must be a list of Scenes.")
+        if not self.scenes:
+            raise ValueError(f"{what}: scenes is empty, so there is nothing to sample.")
+        for name in ("kind", "sampling", "derive"):
+            _check_text(f"{what}: {name}", getattr(self, name), optional=name == "derive")
+        for name in ("size", "spacing"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+                raise ValueError(f"{what}: {name} is {value!r}, and must be a positive number of metres.")
         if self.size is None and self.sampling != FOOTPRINTS:
             raise ValueError(f"{what}: size in metres is missing; only sampling: footprints can do without.")
         for share in ("max_cloud", "max_nodata", "validation"):
             value = getattr(self, share)
-            if not 0 <= value <= 1:
+            if not (_is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{what}: {share} is {value!r}, and must be a share from 0 to 1.")
-        if self.images < 1:
-            raise ValueError(f"{what}: images is {self.images!r}, and must be at least 1.")
+        if isinstance(self.images, bool) or not isinstance(self.images, numbers.Integral) or self.images < 1:
+            raise ValueError(f"{what}: images is {self.images!r}, and must be a whole number from 1 on.")
         if self.derive is not None:
-            get_sensor(self.derive)
+            _check_sensor(f"{what}: derive", self.derive)
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number; true and false are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_text(what: str, value: Any, *, optional: bool) -> None:
+    """Raise ValueError where a value is no text."""
+    if not (isinstance(value, str) and value) and not (optional and value is None):
+        raise ValueError(f"{what} is {value!r}, and must be a text; quote what is none to YAML.")
+
+
+def _check_sensor(what: str, name: str) -> None:
+    """Raise ValueError where a text is no sensor of the registry."""
+    try:
+        get_sensor(name)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -138,9 +203,10 @@ class Recipe:
         names = [collection.name for collection in self.collections]
         if not names:
             raise ValueError("The recipe names no collections, so there is nothing to build.")
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"Two collections are named {name!r}; give each a name of its own.")
+        # Shards are files, and there are systems to which the files "a" and "A" are one.
+        twice = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
+        if twice:
+            raise ValueError(f"Two collections are named {twice[0]!r}; give each a name of its own.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain types, without the root: where data lie does not decide what is built of them."""
@@ -159,45 +225,76 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         ValueError: If it is no recipe; names the file, the collection and the key.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe; check the path.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(
             f"{path}: not YAML ({' '.join(str(error).split())}); see docs/stssd.md for a recipe."
         ) from error
     try:
         top = _checked(content, ("root", "collections"), "the recipe")
-        collections = tuple(_collection(item) for item in _listed(top.get("collections"), "collections"))
-        folder = Path(root) if root is not None else path.parent / top.get("root", ".")
+        _check_text("root", top.get("root"), optional=True)
+        entries = _listed(top.get("collections"), "collections")
+        collections = tuple(_collection(item, number) for number, item in enumerate(entries, start=1))
+        folder = Path(root) if root is not None else path.parent / (top.get("root") or ".")
         return Recipe(collections, folder)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _collection(item: Any) -> Collection:
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, with numbers such as 1e-4 as numbers and dates as text; refuses keys that are there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# YAML 1.1, which PyYAML reads, wants a point in a number with an exponent; YAML 1.2 and people do not.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _collection(item: Any, number: int) -> Collection:
     """Read one collection."""
-    known = _checked(item, [field.name for field in fields(Collection)], "a collection")
-    what = f"collection {known.get('name')!r}"
+    known = _checked(item, [field.name for field in fields(Collection)], f"collection {number}")
+    what = f"collection {known.get('name', number)!r}"
     for field in fields(Collection):
         if field.default is MISSING and field.name not in known:
             raise ValueError(f"{what}: {field.name} is missing.")
     scenes = []
-    for entry in _listed(known["scenes"], f"{what}: scenes"):
-        facts = dict(_checked(entry, [field.name for field in fields(Scenes)], f"{what}: scenes"))
+    for position, entry in enumerate(_listed(known["scenes"], f"{what}: scenes"), start=1):
+        where = f"{what}: scenes {position}"
+        facts = dict(_checked(entry, [field.name for field in fields(Scenes)], where))
+        for name in ("paths", "stac"):
+            # Left empty is left out.
+            if name in facts and facts[name] is None:
+                del facts[name]
         for name in ("paths", "stac", "bands"):
             if isinstance(facts.get(name), str):
                 facts[name] = [facts[name]]
         for name in ("paths", "stac", "bands", "scale", "offset"):
             if isinstance(facts.get(name), list):
                 facts[name] = tuple(facts[name])
-        # YAML reads an unquoted 2020-06-21 as a date.
-        if facts.get("acquired") is not None:
+        # An unquoted 20200621 is a number to YAML.
+        if isinstance(facts.get("acquired"), int) and not isinstance(facts["acquired"], bool):
             facts["acquired"] = str(facts["acquired"])
-        scenes.append(Scenes(**facts))
-    try:
-        return Collection(**{**known, "scenes": tuple(scenes)})
-    except TypeError as error:
-        raise ValueError(f"{what}: a value is of the wrong type ({error}).") from error
+        try:
+            scenes.append(Scenes(**facts))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    return Collection(**{**known, "scenes": tuple(scenes)})
 
 
 def _checked(item: Any, keys: Sequence[str], what: str) -> Mapping[str, Any]:
@@ -230,11 +327,16 @@ def acquired_from_path(pattern: str, path: str) -> str:
         match = re.search(pattern, path)
     except re.error as error:
         raise ValueError(f"acquired={pattern!r} is no regular expression ({error}).") from error
-    if match is None:
-        raise ValueError(f"{path}: acquired={pattern!r} finds no time in the path; correct the pattern.")
-    found = {key: int(text) for key, text in match.groupdict().items() if text}
+    found = {key: text for key, text in match.groupdict().items() if text and key in _PARTS} if match else {}
+    if "year" not in found:
+        raise ValueError(f"{path}: acquired={pattern!r} finds no year in the path; correct the pattern.")
+    if "day" in found and "month" not in found:
+        raise ValueError(f"{path}: acquired={pattern!r} finds a day but no month in the path; correct the pattern.")
     # 2 July is the middle of a year, the 15th about that of a month.
-    month, day = found.get("month", 7), found.get("day", 15 if "month" in found else 2)
-    text = f"{found['year']:04d}-{month:02d}-{day:02d}"
-    parse_time(text)
+    month, day = found.get("month", "7"), found.get("day", "15" if "month" in found else "2")
+    text = f"{found['year']}-{month:0>2}-{day:0>2}"
+    try:
+        parse_time(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: acquired={pattern!r} finds {text} in the path, which is no date.") from error
     return text

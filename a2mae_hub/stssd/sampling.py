@@ -13,13 +13,26 @@ import shapely
 from rasterio.warp import transform as transform_points
 
 from a2mae_hub.grids import Window
+from a2mae_hub.modeling.georeference_a2mae import to_metres
 
 from .catalogue import CatalogueScene, SceneIndex
-from .footprints import LONGITUDE_LATITUDE, Footprint, locate, tiles, utm_zone, window_of, z_order
+from .footprints import (
+    LONGITUDE_LATITUDE,
+    Footprint,
+    covered,
+    cut_at_180,
+    locate,
+    tiles,
+    utm_zone,
+    z_order,
+)
 from .recipe import FOOTPRINTS, GRID, Collection
 
 # Footprints of two scenes are one if they differ by less than this many of their coarsest pixels.
 _SAME_FOOTPRINT = 2.0
+# Nodes of a grid that are looked at together, and those that one stretch of ground in one UTM zone may have: a spacing
+# of 600 m over all of a zone.
+_NODES_AT_ONCE, _MOST_NODES = 2**16, 20_000_000
 
 
 class Location(NamedTuple):
@@ -28,7 +41,7 @@ class Location(NamedTuple):
     Attributes:
         footprint: The ground it covers; None where no scene says where it lies.
         window: The pixels of its only scene, without georeference.
-        scenes: Numbers of the scenes that may cover it.
+        scenes: Numbers of the scenes that cover it.
     """
 
     footprint: Footprint | None
@@ -45,6 +58,7 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
         root: Folder that a file of points or polygons is relative to.
 
     Raises:
+        FileNotFoundError: If there is no file of points or polygons.
         ValueError: If a scene has no georeference and is needed, no location lies on a scene, or the collection has
             scenes of several sensors and no location lies on two; names a scene.
     """
@@ -52,7 +66,7 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
     placed: list[Footprint]
     loose: list[Location] = []
     if collection.sampling == FOOTPRINTS:
-        placed = _scene_tiles(scenes, index, collection.size)
+        placed = _scene_tiles(index, collection.size)
         loose = [
             location for number in range(len(scenes)) for location in _pixel_tiles(scenes, number, collection.size)
         ]
@@ -66,18 +80,13 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
         assert collection.size is not None
         spacing = collection.spacing or collection.size
         if collection.sampling == GRID:
-            placed = [
-                Footprint(longitude, latitude, collection.size, collection.size)
-                for longitude, latitude in _grid_over(list(index.shapes.values()), spacing)
-            ]
+            places = _grid_over(index.shapes, spacing)
         else:
-            places = _places_of_file(root / collection.sampling, spacing)
-            placed = [Footprint(*place, collection.size, collection.size) for place in places]
-    located = []
-    for footprint in placed:
-        covering = tuple(_covering(footprint, scenes, index))
-        if covering:
-            located.append(Location(footprint, None, covering))
+            places = iter(_places_of_file(root / collection.sampling, spacing))
+        placed = [Footprint(*place, collection.size, collection.size) for place in places]
+    located = [
+        Location(footprint, None, below) for footprint, below in zip(placed, index.below(placed), strict=True) if below
+    ]
     _check(collection, scenes, located, loose)
     order = z_order(
         np.array([location.footprint.longitude for location in located if location.footprint]),
@@ -86,37 +95,30 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
     return [located[number] for number in np.argsort(order, kind="stable")] + loose
 
 
-def _covering(footprint: Footprint, scenes: list[CatalogueScene], index: SceneIndex) -> Iterator[int]:
-    """Return the scenes that a footprint lies on as a whole."""
-    for number in index.touching(footprint.geometry()):
-        grid = scenes[number].scene.grid
-        place = locate(footprint, grid)
-        if not place.is_upright or window_of(footprint, place, grid) is not None:
-            yield number
-
-
-def _scene_tiles(scenes: list[CatalogueScene], index: SceneIndex, size: float | None) -> list[Footprint]:
+def _scene_tiles(index: SceneIndex, size: float | None) -> list[Footprint]:
     """Return the footprints of the scenes, once where several scenes have the same, in tiles."""
-    whole: dict[int, Footprint] = {}
-    for number, scene in enumerate(scenes):
-        footprint = scene.footprint
-        if footprint is None:
-            continue
-        centre = shapely.Point(footprint.longitude, footprint.latitude)
-        near = (whole[other] for other in index.touching(centre) if other in whole)
-        place = locate(footprint, scene.scene.grid)
-        tolerance = _SAME_FOOTPRINT * place.resolution
-        if not any(_is_same(footprint, other, tolerance) for other in near):
-            whole[number] = footprint
-    return [tile for footprint in whole.values() for tile in tiles(footprint, size)]
+    wholes = index.footprints
+    pixels = [locate(whole, grid).resolution for whole, grid in zip(wholes, index.grids, strict=True)]
+    reach = 2 * _SAME_FOOTPRINT * max(pixels, default=0.0)
+    tree = shapely.STRtree([shapely.Point(whole.longitude, whole.latitude) for whole in wholes])
+    cut: dict[int, list[Footprint]] = {}
+    # What fits the finest pixels of the smallest scene fits the others that have its footprint, not the other way.
+    for number in sorted(range(len(wholes)), key=lambda n: (pixels[n], wholes[n].east * wholes[n].north)):
+        whole, grid = wholes[number], index.grids[number]
+        around = Footprint(whole.longitude, whole.latitude, reach, reach).geometry()
+        if not any(
+            other in cut
+            and _is_same(whole, wholes[other], _SAME_FOOTPRINT * max(pixels[number], pixels[other]))
+            and covered(cut[other], grid).any()
+            for other in tree.query(around, predicate="intersects").tolist()
+        ):
+            cut[number] = tiles(whole, grid, size)
+    return [tile for footprints in cut.values() for tile in footprints]
 
 
 def _is_same(one: Footprint, other: Footprint, tolerance: float) -> bool:
     """Return whether two footprints agree within metres."""
-    metres = 111_320.0
-    north = (one.latitude - other.latitude) * metres
-    turned = (one.longitude - other.longitude + 180) % 360 - 180
-    east = turned * metres * math.cos(math.radians(one.latitude))
+    north, east = to_metres(np.array(other[:2]), one[:2])
     gaps = (north, east, one.east - other.east, one.north - other.north)
     return max(map(abs, gaps)) <= tolerance
 
@@ -156,10 +158,20 @@ def _nodes(shape: shapely.Geometry, spacing: float, longitude: float, latitude: 
     crs = utm_zone(longitude, latitude)
     corners = shapely.get_coordinates(shapely.segmentize(shape, 0.25))
     xs, ys = (np.asarray(values) for values in transform_points(LONGITUDE_LATITUDE, crs, *corners.T))
-    for row in range(math.floor(ys.min() / spacing), math.ceil(ys.max() / spacing) + 1):
-        columns = np.arange(math.floor(xs.min() / spacing), math.ceil(xs.max() / spacing) + 1)
-        east, north = columns * spacing, np.full(len(columns), row * spacing)
-        longitudes, latitudes = (np.asarray(v) for v in transform_points(crs, LONGITUDE_LATITUDE, east, north))
+    (west, east), (south, north) = (
+        (math.floor(values.min() / spacing), math.ceil(values.max() / spacing)) for values in (xs, ys)
+    )
+    if (north - south + 1) * (east - west + 1) > _MOST_NODES:
+        raise ValueError(
+            f"spacing is {spacing} m, which makes more than {_MOST_NODES} places of one stretch of ground; choose a "
+            "larger one."
+        )
+    columns = np.arange(west, east + 1)
+    step = max(1, _NODES_AT_ONCE // len(columns))
+    for start in range(south, north + 1, step):
+        rows = np.arange(start, min(start + step, north + 1))
+        at = (np.tile(columns, len(rows)) * spacing, np.repeat(rows, len(columns)) * spacing)
+        longitudes, latitudes = (np.asarray(values) for values in transform_points(crs, LONGITUDE_LATITUDE, *at))
         inside = shapely.contains_xy(shape, longitudes, latitudes)
         yield from zip(longitudes[inside].tolist(), latitudes[inside].tolist(), strict=True)
 
@@ -172,22 +184,31 @@ def _places_of_file(path: Path, spacing: float) -> list[tuple[float, float]]:
         raise FileNotFoundError(f"{path}: no such file of points or polygons; correct sampling.")
     try:
         frame = geopandas.read_file(path)
-    except (ValueError, RuntimeError) as error:  # pyogrio's errors are RuntimeErrors
+        if not isinstance(frame, geopandas.GeoDataFrame):
+            raise ValueError("it is a table without geometry")
+        if frame.crs is None:
+            raise ValueError("it has no coordinate reference system, give it one")
+        shapes: Any = frame.geometry.to_crs(4326).explode(index_parts=False)
+    except (ValueError, RuntimeError) as error:  # those of pyogrio and pyproj are RuntimeErrors
         raise ValueError(f"{path}: no points or polygons that can be read ({' '.join(str(error).split())}).") from error
-    if frame.crs is None:
-        raise ValueError(f"{path}: has no coordinate reference system; give it one.")
     places: list[tuple[float, float]] = []
-    shapes: Any = frame.to_crs(4326).geometry.explode(index_parts=False)
-    for number, shape in enumerate(shapes):
+    for number, shape in shapes.items():
         if shape is None or shape.is_empty:
             continue
-        if shape.geom_type == "Point":
-            places.append((float(shape.x), float(shape.y)))
-        elif shape.geom_type == "Polygon":
-            point = shape.representative_point()
-            places += list(_grid_over([shape], spacing)) or [(float(point.x), float(point.y))]
-        else:
+        if shape.geom_type not in ("Point", "Polygon"):
             raise ValueError(f"{path}: feature {number} is a {shape.geom_type}; only points and polygons are places.")
+        if not np.isfinite(shape.bounds).all() or np.abs(shapely.get_coordinates(shape)[:, 1]).max() > 90:
+            raise ValueError(
+                f"{path}: feature {number} lies nowhere on Earth; correct its coordinates, or the coordinate reference "
+                "system of the file."
+            )
+        if shape.geom_type == "Point":
+            longitude = float(shape.x)
+            places.append((longitude if -180 <= longitude < 180 else (longitude + 180) % 360 - 180, float(shape.y)))
+        else:
+            within = cut_at_180(shapely.make_valid(shape))
+            point = within.representative_point()
+            places += list(_grid_over([within], spacing)) or [(float(point.x), float(point.y))]
     return list(dict.fromkeys(places))
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .shards import ShardFiles, damaged, open_shard
+from .shards import ShardFiles, open_shard, read_group
 
 # Footers are small and wait for the network most of the time.
 _MOST_THREADS = 16
@@ -249,19 +249,6 @@ def _plan_file(filesystem: fsspec.AbstractFileSystem, path: str, number: int, se
         return found
     finally:
         shard.close(force=True)
-
-
-def read_group(shard: pq.ParquetFile, path: str, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a row group, or some of its columns.
-
-    Raises:
-        ValueError: If its bytes are damaged; names the file and the row group.
-    """
-    try:
-        # Workers are processes: threads of Arrow on top would only fight for the cores.
-        return shard.read_row_group(index, columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(f"{path}: row group {index}", error) from error
 
 
 def _column_numbers(shard: pq.ParquetFile) -> dict[str, int]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -26,9 +26,9 @@ UNFINISHED = ".build"
 # A row group with more is none of ours, and would fill the memory of whoever reads it.
 _MOST_BYTES_IN_ROW_GROUP = 2**31
 
-# On Sentinel-2, zstd at level 3 is smaller than a GeoTIFF's deflate with its predictor (0.48 and 0.54 of the plain
-# numbers), and one core gives back about a gigabyte a second.
-_COMPRESSION: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+# LZ4 gives Sentinel-2 back four times as fast as zstd at level 3 does, at 0.67 of the plain size against 0.47.
+# Decompression costs every epoch, a download only the first. Readers take any codec (docs/design.md).
+_COMPRESSION = "lz4"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -67,7 +67,7 @@ class ShardWriter:
             use_dictionary=small,
             write_statistics=small,
             write_page_checksum=True,
-            **_COMPRESSION,
+            compression=_COMPRESSION,
         )
         return self
 
@@ -114,6 +114,8 @@ class ShardWriter:
 
     def _discard(self) -> None:
         """Close and remove the temporary file, if it is still there."""
+        # What a writer does in its destructor, if it is still open, is to write a footer into the closed file.
+        self._writer.is_open = False
         try:
             self._file.close()
         except OSError:

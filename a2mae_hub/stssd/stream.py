@@ -30,8 +30,8 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import _BaseExamplesIterable
 
 from .schema import decode
-from .selection import Plan, Selection, make_plan, read_group
-from .shards import find_shards, open_shard
+from .selection import Plan, Selection, make_plan
+from .shards import find_shards, open_shard, read_group
 
 # Row groups whose sets are mixed: at 32 MiB a row group a worker holds 256 MiB, and as much again read ahead.
 _WINDOW = 8
