@@ -41,6 +41,7 @@ _DAYS_IN_YEAR = 365.25
 _SAME_OVERPASS_DAYS = 0.5
 # A patch of the smaller models; an image below it is no input for any.
 _SHORTEST_SIDE = 8
+_TOO_SMALL = f"fewer than {_SHORTEST_SIDE} pixels"
 # Sets of one cell of this many degrees go to one split, so that validation does not lie next door to training.
 _SPLIT_CELL = 0.1
 
@@ -64,6 +65,10 @@ def assemble(
         ValueError: If a file is damaged, or its numbers cannot be in the unit of its sensor; names the file.
     """
     name = set_name(location, collection, scenes)
+    split = _split(name, location.footprint, collection.validation)
+    if split is None:
+        refused["reaching into validation"] += 1
+        return None
     by_sensor: dict[str, list[int]] = {}
     for number in location.scenes:
         by_sensor.setdefault(scenes[number].sensor, []).append(number)
@@ -74,7 +79,10 @@ def assemble(
 
     def take(number: int) -> StoredImage | None:
         """Return the image of a scene there, or None if it is refused."""
-        image, reason = _image_of(scenes[number], location, collection, opener)
+        try:
+            image, reason = _image_of(scenes[number], location, collection, opener)
+        except ValueError as error:
+            raise ValueError(f"{error} (Set {name}.)") from error
         if reason:
             refused[reason] += 1
         return image
@@ -86,7 +94,7 @@ def assemble(
             scenes,
             collection.images - len(images),
             take,
-            _close_to,
+            _close_to if images else _apart_from,
             [image.acquired for image in images],
         )
     if not images:
@@ -97,6 +105,8 @@ def assemble(
         seed = zlib.crc32(name.encode())
         derived = [derive(image, str(collection.derive), seed=[seed, index]) for index, image in enumerate(observed)]
         usable = [image for image in derived if min(image.pixels.shape[1:]) >= _SHORTEST_SIDE]
+        if len(usable) < len(derived):
+            refused[f"derived, {_TOO_SMALL}"] += len(derived) - len(usable)
         images = observed + usable[: collection.images - len(observed)]
     footprint = location.footprint
     image_set = StoredSet(
@@ -106,7 +116,7 @@ def assemble(
         name=name,
         id=name,
         kind=collection.kind,
-        split=_split(name, footprint, collection.validation),
+        split=split,
         geometry=None if footprint is None else footprint.geometry().wkb,
     )
     image_set.heterogeneity = heterogeneity(image_set)
@@ -125,13 +135,30 @@ def set_name(location: Location, collection: Collection, scenes: Sequence[Catalo
     return f"{collection.name}/{stem}" + ("" if whole else f"/{row}-{column}")
 
 
-def _split(name: str, footprint: Footprint | None, validation: float) -> str:
-    """Return "validation" for the share of sets asked for, whole cells of the globe at once, and else "train"."""
-    cell = name
-    if footprint is not None:
-        cell = f"{math.floor(footprint.longitude / _SPLIT_CELL)}/{math.floor(footprint.latitude / _SPLIT_CELL)}"
-    drawn = int.from_bytes(hashlib.blake2b(cell.encode(), digest_size=8).digest(), "big") / 2**64
-    return "validation" if drawn < validation else "train"
+def _split(name: str, footprint: Footprint | None, validation: float) -> str | None:
+    """Return "validation" for the share of sets asked for, whole cells of the globe at once, and else "train".
+
+    A set for training that reaches into a cell for validation would show what validation asks for: None.
+    """
+
+    def is_drawn(cell: str) -> bool:
+        drawn = int.from_bytes(hashlib.blake2b(cell.encode(), digest_size=8).digest(), "big") / 2**64
+        return drawn < validation
+
+    if footprint is None:
+        return "validation" if is_drawn(name) else "train"
+    if validation in (0, 1):
+        return "validation" if validation else "train"
+    places = [(footprint.longitude, footprint.latitude), *footprint.corners()]
+    own, *others = (_cell(longitude, latitude) for longitude, latitude in places)
+    if is_drawn(own):
+        return "validation"
+    return None if any(map(is_drawn, others)) else "train"
+
+
+def _cell(longitude: float, latitude: float) -> str:
+    """Return the cell of the globe that a place lies in."""
+    return f"{math.floor(longitude / _SPLIT_CELL)}/{math.floor(latitude / _SPLIT_CELL)}"
 
 
 # Which dates
@@ -212,7 +239,7 @@ def _image_of(
     if image is None:
         return None, "sticking out of the scene"
     if min(image.pixels.shape[1:]) < _SHORTEST_SIDE:
-        return None, f"fewer than {_SHORTEST_SIDE} pixels"
+        return None, _TOO_SMALL
     real = image.valid_values()
     if 1 - real.mean() > collection.max_nodata:
         return None, "no data"

@@ -7,15 +7,19 @@ once it is on the disk; a build that starts again makes the shards that have no 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +27,10 @@ import rasterio
 from tqdm import tqdm
 
 from a2mae_hub._version import __version__
+from a2mae_hub.modeling.sensors_a2mae import SENSORS, Sensor, register_sensor
 from a2mae_hub.scene_files import OpenRasters
 
-from .assemble import assemble
+from .assemble import assemble, set_name
 from .catalogue import CatalogueScene, open_collection
 from .recipe import Collection, Recipe
 from .sampling import Location, sample
@@ -94,23 +99,31 @@ def build(
     if finished is not None:
         return finished
     notes = output / UNFINISHED
-    waiting = [part for part in plan.parts if not (notes / f"{part.name}.json").exists()]
-    total = sum(len(part.locations) for part in plan.parts)
-    done = total - sum(len(part.locations) for part in waiting)
-    with tqdm(total=total, initial=done, unit="set", desc="building", disable=not progress) as bar:
-        for part in _run(plan, waiting, output, workers or os.cpu_count() or 1):
-            bar.update(len(part.locations))
-    report = _report(plan, notes)
-    if not report["sets"]:
+    with _alone_in(output):
+        for left in [*output.glob(".*.part"), *notes.glob(".*.part")]:
+            left.unlink()
+        waiting = [part for part in plan.parts if not _is_made(part, output)]
+        total = sum(len(part.locations) for part in plan.parts)
+        done = total - sum(len(part.locations) for part in waiting)
+        with tqdm(total=total, initial=done, unit="set", desc="building", disable=not progress) as bar:
+            for part in _run(plan, waiting, output, workers or os.cpu_count() or 1):
+                bar.update(len(part.locations))
+        report = _report(plan, notes)
+        if not report["sets"]:
+            shutil.rmtree(notes)
+            raise ValueError(_nothing_left(output, report))
+        write_atomically(output / REPORT, json.dumps(report, indent=2) + "\n")
         shutil.rmtree(notes)
-        reasons = sorted({reason for collection in report["collections"] for reason in collection["refused"]})
-        raise ValueError(
-            f"{output}: no image set is left, because every image was refused ({', '.join(reasons)}); relax max_cloud "
-            "or max_nodata."
-        )
-    write_atomically(output / REPORT, json.dumps(report, indent=2) + "\n")
-    shutil.rmtree(notes)
     return report
+
+
+def _nothing_left(output: Path, report: dict[str, Any]) -> str:
+    """Say why no set came of a build, and what to do about it."""
+    reasons = sorted({reason for collection in report["collections"] for reason in collection["refused"]})
+    ways = {"clouds": "max_cloud", "no data": "max_nodata"}
+    options = [option for reason, option in ways.items() if reason in reasons]
+    way_out = f"relax {' or '.join(options)}" if options else "choose a larger size"
+    return f"{output}: no image set is left, because every image was refused ({', '.join(reasons)}); {way_out}."
 
 
 def _plan(recipe: Recipe, sets_per_shard: int) -> _Plan:
@@ -123,13 +136,19 @@ def _plan(recipe: Recipe, sets_per_shard: int) -> _Plan:
         for start in range(0, len(locations), sets_per_shard):
             name = f"{collection.name}-{start // sets_per_shard:05d}"
             parts.append(_Part(name, number, tuple(locations[start : start + sets_per_shard])))
+    names = [
+        set_name(location, recipe.collections[part.collection], scenes[part.collection])
+        for part in parts
+        for location in part.locations
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{count} sets would have the id {name!r}; sample places that are further apart.")
     described = json.dumps(
         [
-            __version__,
-            FORMAT_VERSION,
-            sets_per_shard,
-            recipe.to_dict(),
+            [__version__, FORMAT_VERSION, sets_per_shard, recipe.to_dict()],
             [[scene.describe() for scene in found] for found in scenes],
+            [[part.name, repr(part.locations)] for part in parts],
         ]
     )
     fingerprint = hashlib.sha256(described.encode()).hexdigest()
@@ -146,20 +165,51 @@ def _begin(output: Path, plan: _Plan) -> dict[str, Any] | None:
     if notes.exists():
         begun = notes / "plan.json"
         # Without its plan, a build was killed in its first moment and has made nothing.
-        if begun.exists() and json.loads(begun.read_text())["fingerprint"] != plan.fingerprint:
+        if begun.exists() and _read_json(begun).get("fingerprint") != plan.fingerprint:
             raise ValueError(other)
     elif report.exists():
-        known = json.loads(report.read_text())
+        known = _read_json(report)
         if known.get("fingerprint") != plan.fingerprint:
             raise ValueError(other)
+        missing = [name for name in known.get("shards", []) if not (output / name).exists()]
+        if missing:
+            raise ValueError(
+                f"{output}: the build was finished, but its shard {missing[0]} is missing; remove the folder and build "
+                "again, or choose another."
+            )
         return known
     elif output.exists() and any(output.iterdir()):
         raise ValueError(f"{output}: is not empty, and holds no build; choose a new folder.")
     notes.mkdir(parents=True, exist_ok=True)
-    for left in [*output.glob(".*.part"), *notes.glob(".*.part")]:
-        left.unlink()
     write_atomically(notes / "plan.json", json.dumps({"fingerprint": plan.fingerprint}))
     return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a file that a build has left."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); remove the folder and build again.") from error
+    return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Keep other builds out of a folder; a process that dies, however, lets them in."""
+    # The lock lies beside the notes, and goes with them; it is that of the open file, which processes of ours share.
+    with open(output / UNFINISHED / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{output}: another process is building here; wait for it, or stop it.") from error
+        yield
+
+
+def _is_made(part: _Part, output: Path) -> bool:
+    """Return whether a shard is on the disk, or was found to hold nothing."""
+    note = output / UNFINISHED / f"{part.name}.json"
+    return note.exists() and (not _read_json(note).get("sets") or (output / f"{part.name}.parquet").exists())
 
 
 def _run(plan: _Plan, waiting: list[_Part], output: Path, workers: int) -> Iterator[_Part]:
@@ -171,15 +221,16 @@ def _run(plan: _Plan, waiting: list[_Part], output: Path, workers: int) -> Itera
                 _make(part, plan, output, rasters)
                 yield part
         return
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(plan, output)) as pool:
+    setting = (plan, output, tuple(SENSORS.values()))
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=setting) as pool:
         try:
-            # A few at a time, so that an error does not wait for everything that was handed in.
+            # One for each process, so that neither an error nor an interrupt waits for more.
             queue = iter(waiting)
             running: dict[Future[None], _Part] = {}
             while True:
                 for part in queue:
                     running[pool.submit(_make_here, part)] = part
-                    if len(running) >= 2 * workers:
+                    if len(running) >= workers:
                         break
                 if not running:
                     return
@@ -198,11 +249,22 @@ def _run(plan: _Plan, waiting: list[_Part], output: Path, workers: int) -> Itera
 _here: tuple[_Plan, Path, OpenRasters] | None = None  # of a process of the pool
 
 
-def _start_worker(plan: _Plan, output: Path) -> None:
+def _start_worker(plan: _Plan, output: Path, sensors: tuple[Sensor, ...]) -> None:
     """Set up a process of the pool, in which an interrupt is left to the one that started it."""
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One that was killed tells its children nothing, and they would go on and then wait for ever.
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    for sensor in sensors:  # the user's own are not there where processes start afresh
+        register_sensor(sensor, overwrite=True)
     _here = (plan, output, OpenRasters())
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _make_here(part: _Part) -> None:
@@ -234,7 +296,7 @@ def _report(plan: _Plan, notes: Path) -> dict[str, Any]:
     collections = []
     for number, (collection, scenes) in enumerate(zip(plan.collections, plan.scenes, strict=True)):
         parts = [part for part in plan.parts if part.collection == number]
-        told = [json.loads((notes / f"{part.name}.json").read_text()) for part in parts]
+        told = [_read_json(notes / f"{part.name}.json") for part in parts]
         sums: dict[str, Counter[str]] = {"images": Counter(), "refused": Counter()}
         for note in told:
             for what, counter in sums.items():
@@ -252,6 +314,7 @@ def _report(plan: _Plan, notes: Path) -> dict[str, Any]:
     return {
         "format": FORMAT_VERSION,
         "fingerprint": plan.fingerprint,
+        "shards": [part.name + ".parquet" for part in plan.parts if _read_json(notes / f"{part.name}.json")["sets"]],
         "sets": sum(collection["sets"] for collection in collections),
         "collections": collections,
     }

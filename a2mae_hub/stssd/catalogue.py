@@ -139,7 +139,8 @@ def _time_in(path: str, entry: Scenes, root: Path) -> datetime:
 def _rasters(given: str, root: Path) -> tuple[list[str], str]:
     """Return the rasters, and the folders that directly hold some, that a path or pattern names, and what it is below.
 
-    Folders are given as such, and not as what is in them, since of what is in them not all has to be a band.
+    Folders are given as such, and so are those that a pattern takes all rasters of: of what is in them not all has to
+    be an optical band, while every file that is given by its name has.
     """
     if _is_remote(given):
         return [given], given
@@ -147,22 +148,26 @@ def _rasters(given: str, root: Path) -> tuple[list[str], str]:
     found = _found(given, root)
     if not found:
         raise FileNotFoundError(f"{full}: no such file or folder; correct the path, or the root it is relative to.")
+    is_pattern = found != [full]
     suffixes = (*RASTER_SUFFIXES, os.path.splitext(given)[1].lower() or RASTER_SUFFIXES[0])
     folders, files = set(), set()
     for path in found:
         if not os.path.isdir(path):
-            if path == full or path.lower().endswith(suffixes):
+            if not is_pattern or path.lower().endswith(suffixes):
                 files.add(os.path.normpath(path))
             continue
-        for at, inside, names in os.walk(path):
+        for at, inside, _ in os.walk(path):
             inside[:] = [name for name in inside if not name.startswith(".")]
-            if any(name.lower().endswith(RASTER_SUFFIXES) and _is_optical(name) for name in names):
+            if _optical_rasters(at):
                 folders.add(os.path.normpath(at))
-    rasters = folders | {path for path in files if _is_optical(path) and os.path.dirname(path) not in folders}
+    if is_pattern:
+        folders |= {at for at in map(os.path.dirname, files) if set() < _optical_rasters(at) <= files}
+    held = set().union(*map(_optical_rasters, folders))
+    rasters = sorted(folders | {path for path in files - held if _is_optical(path)})
     if not rasters:
         raise FileNotFoundError(f"{full}: holds no optical raster ({', '.join(RASTER_SUFFIXES)}); correct the path.")
     base = full if os.path.isdir(full) else os.path.dirname(re.split(r"[*?[]", full, maxsplit=1)[0])
-    return sorted(rasters), base
+    return rasters, base
 
 
 def _found(given: str, root: Path) -> list[str]:
@@ -171,6 +176,12 @@ def _found(given: str, root: Path) -> list[str]:
     if os.path.exists(full):
         return [full]
     return sorted(os.path.join(root, path) for path in glob.glob(given, root_dir=root, recursive=True))
+
+
+def _optical_rasters(folder: str) -> set[str]:
+    """Return the optical rasters that lie directly in a folder."""
+    names = (name for name in os.listdir(folder or ".") if name.lower().endswith(RASTER_SUFFIXES) and _is_optical(name))
+    return {os.path.normpath(os.path.join(folder, name)) for name in names}
 
 
 def _is_optical(path: str) -> bool:

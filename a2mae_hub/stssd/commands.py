@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from a2mae_hub.products import RASTER_SUFFIXES
+
 app = typer.Typer(help="Image sets from scenes: build, prune, inspect and describe shards.", no_args_is_help=True)
 
 Shards = Annotated[str, typer.Argument(help="Folder of shards, or id of a data set on the Hub.", show_default=False)]
@@ -14,6 +16,7 @@ Shards = Annotated[str, typer.Argument(help="Folder of shards, or id of a data s
 
 @app.command()
 def build(
+    context: typer.Context,
     scenes: Annotated[
         list[str],
         typer.Argument(help="A recipe (.yaml); or rasters, folders, patterns of them, STAC files (.json) or URLs."),
@@ -25,6 +28,9 @@ def build(
     acquired: Annotated[
         str | None, typer.Option(help="Time (ISO), or a pattern with (?P<year>…), (?P<month>…), (?P<day>…).")
     ] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")] = None,
+    offset: Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")] = None,
+    nodata: Annotated[float | None, typer.Option(help="Stored number that means no data.")] = None,
     licence: Annotated[str | None, typer.Option(help="Terms of use, recorded with every image.")] = None,
     kind: Annotated[str, typer.Option(help="Kind of the sets: grid, city, gf1, gf2, or your own.")] = "grid",
     sampling: Annotated[str, typer.Option(help="grid, footprints, or a file of points or polygons.")] = "grid",
@@ -47,15 +53,22 @@ def build(
     if any(path.endswith((".yaml", ".yml")) for path in scenes):
         if len(scenes) > 1:
             raise ValueError(f"{' '.join(scenes)}: give one recipe alone, or scenes.")
+        given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        inside = sorted(given - {"scenes", "output", "root", "workers"})
+        if inside:
+            raise ValueError(f"--{inside[0].replace('_', '-')}: belongs into the recipe {scenes[0]}, not beside it.")
         recipe = read_recipe(scenes[0], root)
     else:
-        stac = tuple(path for path in scenes if path.endswith((".json", ".geojson")))
+        stac = tuple(path for path in scenes if _is_stac(path))
         entry = Scenes(
             paths=tuple(path for path in scenes if path not in stac),
             stac=stac,
             sensor=sensor,
             bands=tuple(name.strip() for name in bands.split(",")) if bands else None,
             acquired=acquired,
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
             licence=licence,
         )
         collection = Collection(
@@ -71,10 +84,22 @@ def build(
             max_nodata=max_nodata,
         )
         recipe = Recipe((collection,), root or Path("."))
-    report = build_shards(recipe, output, workers=workers, progress=True)
+    try:
+        report = build_shards(recipe, output, workers=workers, progress=True)
+    except KeyboardInterrupt:
+        typer.echo(f"{output}: stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     for line in summary(report):
         typer.echo(line)
     typer.echo(f"{output}: {report['sets']} image sets.")
+
+
+def _is_stac(path: str) -> bool:
+    """Return whether a path or URL names a STAC document: JSON, or a URL that names no raster."""
+    name = path.split("?")[0].lower()
+    if name.endswith((".json", ".geojson")):
+        return True
+    return name.startswith(("http://", "https://")) and not name.endswith(RASTER_SUFFIXES)
 
 
 def summary(report: dict[str, Any]) -> list[str]:

@@ -48,8 +48,8 @@ class Scenes:
         sensor: Name in the sensor registry.
         bands: Band names in file order, or those to take of files that name theirs.
         acquired: Acquisition time as ISO text; or, where it holds "(?P<year>", a regular expression with the groups
-            year, month and day that finds it in the path. Where no day is told it is taken in the middle of the month,
-            where no month is, in the middle of the year.
+            year, month and day that finds it in the path below the root, "/" before it. Where no day is told it is
+            taken in the middle of the month, where no month is, in the middle of the year.
         scale: Factor from stored number to physical value, one or one per band.
         offset: Offset from stored number to physical value, one or one per band.
         nodata: Stored number that means "no data".
@@ -117,7 +117,8 @@ class Collection:
         sampling: "grid" lays a grid over the footprints of the scenes, in UTM, the same for whoever builds;
             "footprints" takes the footprint of every scene (once where several have the same), cut into tiles of
             `size`; a path names a file of points or polygons (GeoJSON, GeoPackage, whatever GDAL reads vectors from).
-        size: Side of the footprint of a set, metres. None with "footprints" leaves scenes whole.
+        size: Side of the footprint of a set, metres; tiles of "footprints" are as many whole pixels as come next to it.
+            None with "footprints" leaves scenes whole.
         spacing: Metres between the centres of a grid; None is `size`.
         derive: Sensor of the images to derive where a place has one sensor only.
         images: Images of a set at most.

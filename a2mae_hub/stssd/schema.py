@@ -226,8 +226,8 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
         width) or as the pixels) or None.
 
     Raises:
-        ValueError: If an image is not what it says (an unknown dtype, a shape that its bytes do not fill); names the
-            file, the row and the way out.
+        ValueError: If a row cannot be what it says (no id, no images, a place off the Earth, an unknown dtype, a shape
+            that its bytes do not fill); names the file, the row and the way out.
     """
     if not len(table):
         return
@@ -241,14 +241,51 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
     facts = pa.StructArray.from_arrays([columns[name] for name in small], small).to_pylist()
     pixels, masks = _Binaries(columns["pixels"]), _Binaries(columns["valid"])
     for number, row in enumerate(table.drop_columns("images").to_pylist()):
+        _check_set(row, ends[number + 1] - ends[number], f"{where}: row {first_row + number}")
         row["images"] = []
         for index in range(ends[number], ends[number + 1]):
             label = f"{where}: row {first_row + number}, image {index - ends[number]}"
             image = facts[index]
+            _check_image(image, label)
             image["pixels"] = _pixels(pixels[index], image, label)
             image["valid"] = _mask(masks[index], image["pixels"].shape, label)
             row["images"].append(image)
         yield row
+
+
+_WAY_OUT = "the row is damaged or hostile, so build or fetch the shard again"
+
+
+def _check_set(row: Mapping[str, Any], images: int, label: str) -> None:
+    """Raise ValueError unless the facts of a set can be true."""
+    for name in ("id", "kind", "split"):
+        if not row[name]:
+            raise ValueError(f"{label} has no {name}; {_WAY_OUT}.")
+    if not images:
+        raise ValueError(f"{label} has no images; {_WAY_OUT}.")
+    for name, limit in (("longitude", 180), ("latitude", 90)):
+        if row[name] is not None and not abs(row[name]) <= limit:
+            raise ValueError(f"{label} has {name} {row[name]}, which is no place on Earth; {_WAY_OUT}.")
+
+
+def _check_image(image: Mapping[str, Any], label: str) -> None:
+    """Raise ValueError unless the facts of an image, but for its pixels, can be true."""
+    for name in ("sensor", "provenance"):
+        if not image[name]:
+            raise ValueError(f"{label} has no {name}; {_WAY_OUT}.")
+    counts = {"transform": (6,), "scale": (1, len(image["bands"] or ())), "offset": (1, len(image["bands"] or ()))}
+    for name, allowed in counts.items():
+        numbers = image[name]
+        if numbers is not None and (len(numbers) not in allowed or not all(map(_is_finite, numbers))):
+            raise ValueError(f"{label} has {name} {numbers}; {_WAY_OUT}.")
+    for name, limit in (("gsd", math.inf), ("cloud_share", 1.0)):
+        if image[name] is not None and not (_is_finite(image[name]) and 0 <= image[name] <= limit):
+            raise ValueError(f"{label} has {name} {image[name]}; {_WAY_OUT}.")
+
+
+def _is_finite(number: float | None) -> bool:
+    """Return whether a number is there, and finite."""
+    return number is not None and math.isfinite(number)
 
 
 class _Binaries:
@@ -269,21 +306,22 @@ class _Binaries:
 def _pixels(stored: memoryview | None, image: Mapping[str, Any], label: str) -> np.ndarray:
     """Return the pixels of an image, or raise ValueError if they are not what the row says."""
     shape, dtype = image["shape"], image["dtype"]
-    way_out = "the row is damaged or hostile, so build or fetch the shard again"
     if stored is None:
-        raise ValueError(f"{label} has no pixels; {way_out}.")
+        raise ValueError(f"{label} has no pixels; {_WAY_OUT}.")
     if dtype not in PIXEL_TYPES:
         raise ValueError(
-            f"{label} says its numbers are of type {dtype!r}, none of {', '.join(PIXEL_TYPES)}; {way_out}."
+            f"{label} says its numbers are of type {dtype!r}, none of {', '.join(PIXEL_TYPES)}; {_WAY_OUT}."
         )
     limits = (_MOST_BANDS, _LONGEST_SIDE, _LONGEST_SIDE)
     if shape is None or len(shape) != 3 or not all(0 < (n or 0) <= most for n, most in zip(shape, limits, strict=True)):
-        raise ValueError(f"{label} says its shape is {shape}, which is no (bands, height, width); {way_out}.")
+        raise ValueError(f"{label} says its shape is {shape}, which is no (bands, height, width); {_WAY_OUT}.")
     needed = math.prod(shape) * np.dtype(dtype).itemsize
     if needed > _MOST_BYTES or len(stored) != needed:
-        raise ValueError(f"{label} holds {len(stored)} bytes where shape {shape} of {dtype} takes {needed}; {way_out}.")
+        raise ValueError(
+            f"{label} holds {len(stored)} bytes where shape {shape} of {dtype} takes {needed}; {_WAY_OUT}."
+        )
     if len(image["bands"] or ()) != shape[0]:
-        raise ValueError(f"{label} names {len(image['bands'] or ())} bands and holds {shape[0]}; {way_out}.")
+        raise ValueError(f"{label} names {len(image['bands'] or ())} bands and holds {shape[0]}; {_WAY_OUT}.")
     return np.frombuffer(stored, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 

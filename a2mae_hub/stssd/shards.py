@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 
 from .schema import BINARY_FIELDS, FORMAT_VERSION, SCHEMA, VERSION_KEY, StoredSet, to_row
 
@@ -29,6 +31,9 @@ _MOST_BYTES_IN_ROW_GROUP = 2**31
 # LZ4 gives Sentinel-2 back four times as fast as zstd at level 3 does, at 0.67 of the plain size against 0.47.
 # Decompression costs every epoch, a download only the first. Readers take any codec (docs/design.md).
 _COMPRESSION = "lz4"
+
+# The HTTP library of huggingface_hub, whose errors are no OSErrors, is one in its version 1 and another in 2.
+_NETWORK_ERRORS = (OSError, *(base for base in HfHubHTTPError.__bases__ if base is not Exception))
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -93,7 +98,8 @@ class ShardWriter:
         """Write the rows that wait as one row group."""
         if self._waiting:
             table = pa.concat_tables(self._waiting).combine_chunks()
-            self._writer.write_table(table, row_group_size=len(table))
+            with _naming(self.path):
+                self._writer.write_table(table, row_group_size=len(table))
         self._waiting, self._bytes = [], 0
 
     def __exit__(
@@ -103,10 +109,11 @@ class ShardWriter:
         try:
             if kind is None:
                 self._flush()
-                self._writer.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
+                with _naming(self.path):
+                    self._writer.close()
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._file.close()
                 os.replace(self._temporary, self.path)
                 sync_folder(self.path.parent)
         finally:
@@ -124,11 +131,22 @@ class ShardWriter:
         self._temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk say which file it met: where there is no room left, the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file under a temporary name, and rename it when it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with _naming(path), open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -180,22 +198,32 @@ def find_shards(path: str | os.PathLike[str]) -> ShardFiles:
     """
     text = os.fspath(path)
     if not os.path.exists(text) and "://" not in text:
-        if not _HUB_ID.fullmatch(text):
+        if not _HUB_ID.fullmatch(text) or os.path.isdir(os.path.dirname(text)):
             raise FileNotFoundError(
                 f"{text}: no such folder or shard, and no data set's id on the Hub; check the path."
             )
         text = f"hf://datasets/{text}"
     filesystem, root = fsspec.core.url_to_fs(text)
-    if filesystem.isfile(root):
-        return ShardFiles(filesystem, [root])
+    try:
+        if filesystem.isfile(root):
+            return ShardFiles(filesystem, [root])
+        names = filesystem.find(root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{text}: no such data set; check its name, and whether your token may read it."
+        ) from error
+    except _NETWORK_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{text}: cannot be reached ({reason}); check the network and the name.") from error
+    unfinished = [name for name in names if f"/{UNFINISHED}/" in name[len(root) :]]
     if filesystem.exists(f"{root}/{UNFINISHED}"):
+        unfinished.append(f"{root}/{UNFINISHED}/")
+    if unfinished:
         raise ValueError(
-            f"{text}: the build of this data set has not finished; run the same `a2mae stssd build` again, which goes "
-            "on where it stopped."
+            f"{unfinished[0].split(f'/{UNFINISHED}/')[0]}: the build of this data set has not finished; run the same "
+            "`a2mae stssd build` again, which goes on where it stopped."
         )
-    found = sorted(
-        name for name in filesystem.find(root) if name.endswith(".parquet") and "/." not in name[len(root) :]
-    )
+    found = sorted(name for name in names if name.endswith(".parquet") and "/." not in name[len(root) :])
     if not found:
         raise FileNotFoundError(f"{text}: holds no shards (*.parquet); build some with `a2mae stssd build`.")
     return ShardFiles(filesystem, found)

@@ -460,14 +460,7 @@ class _Reader:
         rows: list[dict[str, Any] | None] = []
         for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1):
             number = first + int(run[0])
-            for row in decode(table.slice(len(rows), len(run)), path, number):
-                if row["id"] is None or not row["images"]:
-                    lacks = "id" if row["id"] is None else "images"
-                    raise ValueError(
-                        f"{path}: row {first + int(chosen[len(rows)])} has no {lacks}; the row is damaged or hostile, "
-                        "so build or fetch the shard again."
-                    )
-                rows.append(row)
+            rows += decode(table.slice(len(rows), len(run)), path, number)
         return rows
 
     def _read(self, group: int) -> pa.Table:

@@ -134,13 +134,43 @@ def test_images_that_lie_about_themselves_are_named_before_anything_is_made_of_t
     tracemalloc.stop()
 
 
-def test_rows_without_images_or_with_null_in_their_place_do_not_crash(make_set):
-    empty, null, hollow = (to_row(make_set(number)) for number in range(3))
-    empty["images"], null["images"], hollow["images"] = [], None, [None]
-    rows = decode(table_of(empty, null, to_row(make_set(3)), hollow), "here")
-    assert [len(next(rows)["images"]) for _ in range(3)] == [0, 0, 3]
-    with pytest.raises(ValueError, match="row 3, image 0 has no pixels"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"images": []}, "has no images"),
+        ({"images": None}, "has no images"),
+        ({"images": [None]}, "image 0 has no sensor"),
+        ({"id": None}, "has no id"),
+        ({"kind": None}, "has no kind"),
+        ({"split": ""}, "has no split"),
+        ({"longitude": 1e300}, "longitude 1e.300, which is no place on Earth"),
+        ({"latitude": float("nan")}, "latitude nan, which is no place on Earth"),
+    ],
+)
+def test_rows_that_cannot_be_sets_are_named(make_set, fields, message):
+    rows = decode(table_of(to_row(make_set(3)), to_row(make_set(1)) | fields), "here")
+    assert next(rows)["id"] == "grid-0003"
+    with pytest.raises(ValueError, match=f"here: row 1.*{message}.*fetch the shard again"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sensor": None}, "no sensor"),
+        ({"provenance": None}, "no provenance"),
+        ({"transform": [1.0]}, r"transform \[1.0\]"),
+        ({"scale": [float("inf")]}, r"scale \[inf\]"),
+        ({"offset": [0.0, 0.0]}, r"offset \[0.0, 0.0\]"),
+        ({"cloud_share": 7.0}, "cloud_share 7.0"),
+        ({"gsd": -1.0}, "gsd -1.0"),
+    ],
+)
+def test_images_whose_facts_cannot_be_true_are_named(make_set, fields, message):
+    row = to_row(make_set(1))
+    row["images"][2].update(fields)
+    with pytest.raises(ValueError, match=f"here: row 0, image 2 has {message}"):
+        list(decode(table_of(row), "here"))
 
 
 @pytest.mark.parametrize(
