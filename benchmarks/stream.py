@@ -137,8 +137,11 @@ def timed(name: str, folder: Path, part: int, parts: int, barrier: object, resul
     """Decode a part, after everybody is ready, and tell how many images and how long; runs in its own process."""
     barrier.wait()  # type: ignore[attr-defined]
     started = time.perf_counter()
-    count = FORMATS[name](folder, part, parts)
-    results.put((count, time.perf_counter() - started))  # type: ignore[attr-defined]
+    count = 0
+    try:
+        count = FORMATS[name](folder, part, parts)
+    finally:  # Who waits for a result would wait forever.
+        results.put((count, time.perf_counter() - started))  # type: ignore[attr-defined]
 
 
 def images_per_second(name: str, folder: Path, processes: int) -> float:
@@ -154,6 +157,8 @@ def images_per_second(name: str, folder: Path, processes: int) -> float:
     told = [results.get() for _ in members]
     for member in members:
         member.join()
+        if member.exitcode:
+            raise SystemExit(f"decoding {name} failed")
     return float(sum(count for count, _ in told) / max(seconds for _, seconds in told))
 
 
@@ -184,7 +189,7 @@ def stream_batches(folder: Path, total: int, patch_size: int) -> None:
     """Print the sets a second that two workers make batches of, and the memory on the way."""
     stream = load(folder / "shards", shuffle=True, seed=1)
     collate = ImageSetCollator(A2MAEImageProcessor(patch_size=patch_size), noise=True)
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         stream,
         batch_size=BATCH,
         num_workers=2,

@@ -331,7 +331,8 @@ def _corner_coordinates(grid: PixelGrid) -> np.ndarray:
 def _check_degrees(corners: np.ndarray, grid: PixelGrid) -> None:
     """Raise ValueError where (4, 2) longitude and latitude are no place on Earth; a footprint may cross ±180°."""
     longitude, latitude = corners[:, 0], corners[:, 1]
-    if abs(latitude).max() <= 90 and abs(longitude.mean()) <= 180:
+    # Some count longitudes from 0 to 360, and a window of a raster that crosses 180° lies beyond it.
+    if abs(latitude).max() <= 90 and abs(longitude.mean()) <= 360:
         return
     if not np.isfinite(corners).all():
         raise ValueError(

@@ -286,31 +286,41 @@ def _read(files: ShardFiles, rows: dict[str, int], checkpoint: str | None, progr
     places = np.full((count, 2), np.nan)
     spread = np.full(count, np.nan)
     features = np.empty((0, 0), np.float32)
-    bar = tqdm(total=count, desc="features", unit="set", disable=not progress)
-    for path, shard in _open(files, rows):
-        for first_row, table in row_groups(shard, path):
-            sets = [from_row(row) for row in decode(table, path, first_row)]
-            if not sets:
-                continue
-            start = len(ids)
-            some = checkpoint_features(sets, encoder) if encoder else np.stack(_statistics_of(sets, path))
-            if not start:
-                features = np.empty((count, some.shape[1]), np.float32)
-            features[start : start + len(sets)] = some
-            for index, image_set in enumerate(sets, start):
-                ids.append(image_set.id)
-                kinds.append(image_set.kind)
-                splits.append(image_set.split)
-                digests.append(_digest(image_set))
-                geometries.append(image_set.geometry)
-                if image_set.longitude is not None and image_set.latitude is not None:
-                    places[index] = image_set.longitude, image_set.latitude
-                known = image_set.heterogeneity
-                known = heterogeneity(image_set) if known is None else known
-                spread[index] = np.nan if known is None else known
-            bar.update(len(sets))
-    bar.close()
+    with tqdm(total=count, desc="features", unit="set", disable=not progress) as bar:
+        for path, shard in _open(files, rows):
+            for first_row, table in row_groups(shard, path):
+                sets = [from_row(row) for row in decode(table, path, first_row)]
+                if not sets:
+                    continue
+                start = len(ids)
+                some = checkpoint_features(sets, encoder) if encoder else np.stack(_statistics_of(sets, path))
+                if not start:
+                    features = np.empty((count, some.shape[1]), np.float32)
+                features[start : start + len(sets)] = some
+                for index, image_set in enumerate(sets, start):
+                    ids.append(image_set.id)
+                    kinds.append(image_set.kind)
+                    splits.append(image_set.split)
+                    digests.append(_digest(image_set))
+                    geometries.append(_readable(image_set.geometry, f"{path}: row {first_row + index - start}"))
+                    if image_set.longitude is not None and image_set.latitude is not None:
+                        places[index] = image_set.longitude, image_set.latitude
+                    known = image_set.heterogeneity
+                    known = heterogeneity(image_set) if known is None else known
+                    spread[index] = np.nan if known is None else known
+                bar.update(len(sets))
     return _Facts(ids, kinds, splits, digests, geometries, places, spread, features)
+
+
+def _readable(geometry: bytes | None, label: str) -> bytes | None:
+    """Return a footprint, or raise ValueError if it is none."""
+    import shapely
+
+    if geometry is not None and shapely.from_wkb(geometry, on_invalid="ignore") is None:
+        raise ValueError(
+            f"{label} has a geometry that is no WKB; the row is damaged, so build or fetch the shard again."
+        )
+    return geometry
 
 
 def _statistics_of(sets: Sequence[StoredSet], path: str) -> list[np.ndarray]:
@@ -436,16 +446,15 @@ def _write_shards(
 ) -> None:
     """Write the rows to keep, shard by shard."""
     root = root_of(source, files)
-    bar = tqdm(total=len(kept), desc="shards", unit="set", disable=not progress)
-    done = 0
-    for path, shard in _open(files, rows):
-        stays = kept[done : done + rows[path]]
-        done += rows[path]
-        if stays.any():
-            target = folder / os.path.relpath(path, root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with ShardWriter(target, shard.schema_arrow) as writer:
-                for first_row, table in row_groups(shard, path):
-                    writer.write_table(table.filter(pa.array(stays[first_row : first_row + len(table)])))
-        bar.update(rows[path])
-    bar.close()
+    with tqdm(total=len(kept), desc="shards", unit="set", disable=not progress) as bar:
+        done = 0
+        for path, shard in _open(files, rows):
+            stays = kept[done : done + rows[path]]
+            done += rows[path]
+            if stays.any():
+                target = folder / os.path.relpath(path, root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with ShardWriter(target, shard.schema_arrow) as writer:
+                    for first_row, table in row_groups(shard, path):
+                        writer.write_table(table.filter(pa.array(stays[first_row : first_row + len(table)])))
+            bar.update(rows[path])

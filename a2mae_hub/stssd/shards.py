@@ -33,7 +33,7 @@ _MOST_BYTES_IN_ROW_GROUP = 2**31
 _COMPRESSION = "lz4"
 
 # The HTTP library of huggingface_hub, whose errors are no OSErrors, is one in its version 1 and another in 2.
-_NETWORK_ERRORS = (OSError, *(base for base in HfHubHTTPError.__bases__ if base is not Exception))
+_NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

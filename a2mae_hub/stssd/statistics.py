@@ -297,25 +297,24 @@ def inspect(path: str | os.PathLike[str], *, progress: bool = False) -> Statisti
     statistics = Statistics(Path(path).resolve().name if os.path.exists(path) else os.fspath(path))
     root = root_of(path, files)
     places, spreads = [], []
-    bar = tqdm(desc="inspect", unit="set", disable=not progress)
-    for shard_path, shard in open_shards(files):
-        statistics.shards.append(os.path.relpath(shard_path, root))
-        statistics.size += int(files.filesystem.size(shard_path))
-        own = {column.name: str(column.type) for column in shard.schema_arrow if column.name not in SCHEMA.names}
-        statistics.columns.update(own)
-        for first_row, table in row_groups(shard, shard_path):
-            for row in decode(table, shard_path, first_row):
-                image_set = from_row(row)
-                longitude, latitude = image_set.longitude, image_set.latitude
-                is_known = longitude is not None and latitude is not None
-                places.append((longitude, latitude) if is_known else (math.nan, math.nan))
-                spreads.append(math.nan if image_set.heterogeneity is None else image_set.heterogeneity)
-                try:
-                    _count(statistics, image_set)
-                except ValueError as error:
-                    raise ValueError(f"{shard_path}: set {image_set.id!r}: {error}") from error
-                bar.update()
-    bar.close()
+    with tqdm(desc="inspect", unit="set", disable=not progress) as bar:
+        for shard_path, shard in open_shards(files):
+            statistics.shards.append(os.path.relpath(shard_path, root))
+            statistics.size += int(files.filesystem.size(shard_path))
+            own = {column.name: str(column.type) for column in shard.schema_arrow if column.name not in SCHEMA.names}
+            statistics.columns.update(own)
+            for first_row, table in row_groups(shard, shard_path):
+                for row in decode(table, shard_path, first_row):
+                    image_set = from_row(row)
+                    longitude, latitude = image_set.longitude, image_set.latitude
+                    is_known = longitude is not None and latitude is not None
+                    places.append((longitude, latitude) if is_known else (math.nan, math.nan))
+                    spreads.append(math.nan if image_set.heterogeneity is None else image_set.heterogeneity)
+                    try:
+                        _count(statistics, image_set)
+                    except ValueError as error:
+                        raise ValueError(f"{shard_path}: set {image_set.id!r}: {error}") from error
+                    bar.update()
     if not places:
         raise ValueError(f"{os.fspath(path)}: holds no image sets; build some with `a2mae stssd build`.")
     statistics.places, statistics.heterogeneity = np.array(places, float), np.array(spreads, float)

@@ -275,7 +275,7 @@ def test_footprints_that_only_touch_or_whose_boxes_overlap_alone_share_no_ground
     ("crs", "transform", "message"),
     [
         ("EPSG:4326", (1e-4, 0, 10.0, 0, -1e-4, 95.0), r"latitude .* to 95, which is no place.*units of its crs EPSG"),
-        ("EPSG:4326", (1e-4, 0, 190.0, 0, -1e-4, 45.0), "longitude 190 to .*no place on Earth"),
+        ("EPSG:4326", (1e-4, 0, 400.0, 0, -1e-4, 45.0), "longitude 400 to .*no place on Earth"),
         ("EPSG:4326", (10.0, 0, 1743790.0, 0, -10.0, 6423380.0), "no place on Earth"),
         ("EPSG:32631", (10.0, 0, 5e9, 0, -10.0, 5e6), "image 0 lies where .*EPSG:32631 is not defined"),
         ("EPSG:99999", (10.0, 0, 0.0, 0, -10.0, 0.0), "image 0 has crs 'EPSG:99999', which is no coordinate"),
@@ -299,3 +299,12 @@ def test_coordinates_that_are_no_place_on_earth_are_an_error(crs, transform, mes
 def test_a_given_centre_must_be_a_place_on_earth(longitude, latitude, message):
     with pytest.raises(ValueError, match=message):
         place_images([grid()], longitude=longitude, latitude=latitude, label="set 2")
+
+
+def test_a_window_beyond_180_degrees_lies_where_its_longitude_less_360_does():
+    beyond, within = (
+        place_images([PixelGrid("an image", 96, 96, 0.0, "EPSG:4326", (1e-4, 0, west, 0, -1e-4, -16.0))])
+        for west in (180.5, -179.5)
+    )
+    np.testing.assert_allclose(beyond.anchor_corners, within.anchor_corners, atol=1e-9)
+    np.testing.assert_allclose(beyond.corners, within.corners, atol=1e-6)

@@ -29,7 +29,7 @@ def varied(make_set):
     """A function from a number to a set at its own place, of one of three kinds of ground."""
 
     def make(number, *, level=None, contrast=None, longitude=None, **facts):
-        west = 3.0 + number if longitude is None else longitude
+        west = -179.0 + number if longitude is None else longitude
         image_set = make_set(number, longitude=west, sensors=("sentinel-2-l2a", "sentinel-2-l2a"), side=8, **facts)
         rng = np.random.default_rng(number)
         level = LEVELS[number % 3] if level is None else level
