@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from rasterio.warp import transform as transform_points
 
 from a2mae_hub.raster import write_raster
 from a2mae_hub.stssd.build import build
@@ -288,3 +290,79 @@ def test_stac_items_build_the_same_pixels_as_their_files(tmp_path: Path) -> None
     for one_row, other_row in zip(*rows, strict=True):
         np.testing.assert_array_equal(one_row["images"][0]["pixels"], other_row["images"][0]["pixels"])
         assert one_row["images"][0]["source"] == "a-scene"
+
+
+def test_other_points_in_the_same_file_are_another_build(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "scene.tif")
+    (x,), (y,) = transform_points(UTM, "EPSG:4326", [WEST + 1_500], [NORTH - 1_500])
+
+    def write_point(longitude: float) -> None:
+        point = {"type": "Point", "coordinates": [longitude, y]}
+        feature = {"type": "Feature", "properties": {}, "geometry": point}
+        (tmp_path / "points.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+
+    recipe = recipe_of(tmp_path / "in", sampling="../points.geojson")
+    write_point(x)
+    assert build(recipe, tmp_path / "out", workers=1)["sets"] == 1
+    write_point(x + 0.002)
+    with pytest.raises(ValueError, match="holds another build"):
+        build(recipe, tmp_path / "out", workers=1)
+
+
+def test_a_second_build_in_the_same_folder_is_refused_while_the_first_is_at_work(archive: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    program = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX);"
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    (output / ".build").mkdir(parents=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(output / ".build" / "lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match="another process is building here"):
+        build(recipe_of(archive), output, workers=1)
+    other.kill()
+    other.wait()
+    assert build(recipe_of(archive), output, workers=1)["sets"] == 36
+
+
+def test_a_finished_build_that_lost_a_shard_says_so(archive: Path, tmp_path: Path) -> None:
+    build(recipe_of(archive), tmp_path / "out", workers=1, sets_per_shard=8)
+    (tmp_path / "out" / "test-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"test-00002\.parquet is missing"):
+        build(recipe_of(archive), tmp_path / "out", workers=1, sets_per_shard=8)
+
+
+def test_processes_of_a_killed_build_leave_with_it(archive: Path, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    command = [sys.executable, "-m", "a2mae_hub.cli", "stssd", "build", str(archive), "-o", str(tmp_path / "out")]
+    options = ["--size", "96", "--sampling", "footprints", "--workers", "2"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    children: list = []
+    deadline = time.monotonic() + 120
+    while len(children) < 2 and process.poll() is None and time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children()
+        time.sleep(0.02)
+    assert len(children) == 2
+    time.sleep(0.2)  # A process notes whose child it is when it starts.
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left
+
+
+def test_no_ground_of_validation_is_in_training(tmp_path: Path) -> None:
+    """Footprints of twice the spacing overlap their neighbours, also across the border of a cell of 0.1 degrees."""
+    write_scene(tmp_path / "in" / "scene.tif", pixel=30.0, shape=(1_000, 1_000), sensor="landsat-8-sr")
+    build(
+        recipe_of(tmp_path / "in", sampling="grid", size=960.0, spacing=480.0, validation=0.4),
+        tmp_path / "out",
+        workers=1,
+    )
+    frame = geopandas.read_parquet(tmp_path / "out", columns=["split", "geometry"])
+    train, validation = (frame[frame.split == split] for split in ("train", "validation"))
+    assert len(train) > 100
+    assert len(validation) > 100
+    assert train.sjoin(validation, predicate="overlaps").empty
