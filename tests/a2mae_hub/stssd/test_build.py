@@ -14,6 +14,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -356,12 +357,10 @@ def test_processes_of_a_killed_build_leave_with_it(archive: Path, tmp_path: Path
 def test_no_ground_of_validation_is_in_training(tmp_path: Path) -> None:
     """Footprints of twice the spacing overlap their neighbours, also across the border of a cell of 0.1 degrees."""
     write_scene(tmp_path / "in" / "scene.tif", pixel=30.0, shape=(1_000, 1_000), sensor="landsat-8-sr")
-    build(
-        recipe_of(tmp_path / "in", sampling="grid", size=960.0, spacing=480.0, validation=0.4),
-        tmp_path / "out",
-        workers=1,
-    )
-    frame = geopandas.read_parquet(tmp_path / "out", columns=["split", "geometry"])
+    recipe = recipe_of(tmp_path / "in", sampling="grid", size=960.0, spacing=480.0, validation=0.4)
+    build(recipe, tmp_path / "out", workers=1)
+    shards = sorted((tmp_path / "out").glob("*.parquet"))
+    frame = pd.concat([geopandas.read_parquet(path, columns=["split", "geometry"]) for path in shards])
     train, validation = (frame[frame.split == split] for split in ("train", "validation"))
     assert len(train) > 100
     assert len(validation) > 100
