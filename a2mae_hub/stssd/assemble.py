@@ -67,7 +67,7 @@ def assemble(
     name = set_name(location, collection, scenes)
     split = _split(name, location.footprint, collection.validation)
     if split is None:
-        refused["reaching into validation"] += 1
+        refused["across the border of a split"] += 1
         return None
     by_sensor: dict[str, list[int]] = {}
     for number in location.scenes:
@@ -138,7 +138,7 @@ def set_name(location: Location, collection: Collection, scenes: Sequence[Catalo
 def _split(name: str, footprint: Footprint | None, validation: float) -> str | None:
     """Return "validation" for the share of sets asked for, whole cells of the globe at once, and else "train".
 
-    A set for training that reaches into a cell for validation would show what validation asks for: None.
+    None for a set that reaches from a cell of one into a cell of the other, and would show both the same ground.
     """
 
     def is_drawn(cell: str) -> bool:
@@ -151,9 +151,10 @@ def _split(name: str, footprint: Footprint | None, validation: float) -> str | N
         return "validation" if validation else "train"
     places = [(footprint.longitude, footprint.latitude), *footprint.corners()]
     own, *others = (_cell(longitude, latitude) for longitude, latitude in places)
-    if is_drawn(own):
-        return "validation"
-    return None if any(map(is_drawn, others)) else "train"
+    drawn = is_drawn(own)
+    if any(is_drawn(cell) != drawn for cell in others):
+        return None
+    return "validation" if drawn else "train"
 
 
 def _cell(longitude: float, latitude: float) -> str:

@@ -379,6 +379,21 @@ def test_nodes_of_two_workers_go_on_after_a_batch_and_then_into_a_whole_epoch(sh
     assert {fact[2] for fact in seen}.isdisjoint(fact[2] for fact in seen_next)
 
 
+def test_workers_that_have_not_begun_a_later_epoch_are_resumed_from_its_beginning(shards):
+    processor = A2MAEImageProcessor(patch_size=8)
+    dataset = load(shards, shuffle=True)
+    loader = loader_of(dataset, processor, persistent_workers=True)
+    assert len(list(loader)) == 12
+    dataset.set_epoch(1)
+    iterator = iter(loader)
+    next(iterator)  # of the first worker; of the second, the loader knows the state that it began with
+    state = copy.deepcopy(loader.state_dict())
+    tail = list(iterator)
+    resumed = loader_of(load(shards, shuffle=True), processor)
+    resumed.load_state_dict(state)
+    assert_same_batches(list(resumed), tail)
+
+
 # What `datasets` can do with a stream
 
 
