@@ -31,8 +31,8 @@ from .catalogue import CatalogueScene
 from .clouds import estimate_clouds, read_flags
 from .derive import derive
 from .features import heterogeneity
-from .footprints import Footprint, locate, surrounding_window, upright_grid, window_of
-from .recipe import Collection
+from .footprints import Footprint, locate, rounded, surrounding_window, upright_grid, window_of
+from .recipe import FOOTPRINTS, Collection
 from .sampling import Location
 from .schema import StoredImage, StoredSet
 
@@ -126,7 +126,9 @@ def assemble(
 def set_name(location: Location, collection: Collection, scenes: Sequence[CatalogueScene]) -> str:
     """Return the id of the set of a location: by its place, or by its scene and pixels where the place is unknown."""
     if location.footprint is not None:
-        return f"{collection.name}/{location.footprint.latitude:+.5f}{location.footprint.longitude:+.5f}"
+        place, extent = rounded(location.footprint)
+        # Scenes may lie within each other, around one centre.
+        return f"{collection.name}/{place}" + (f"/{extent}" if collection.sampling == FOOTPRINTS else "")
     scene = scenes[location.scenes[0]]
     assert location.window is not None
     column, row, width, height = location.window

@@ -152,10 +152,10 @@ def _degrees_at(grid: Grid, columns: np.ndarray, rows: np.ndarray) -> np.ndarray
     """Return (n, 2) longitude and latitude of places in the pixels of a georeferenced grid; infinite off the Earth."""
     assert grid.crs is not None
     xs, ys, _ = grid.matrix @ np.stack([columns, rows, np.ones(len(columns))])
-    return np.stack(_transformed(grid.crs, LONGITUDE_LATITUDE, xs, ys), axis=-1)
+    return np.stack(transformed(grid.crs, LONGITUDE_LATITUDE, xs, ys), axis=-1)
 
 
-def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return places in another CRS; infinite where either does not hold."""
     if source == target:
         return xs, ys
@@ -164,6 +164,11 @@ def _transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tu
     except (RasterioError, CPLE_BaseError):  # "Point outside of projection domain", or a CRS that is tied to no place
         return np.full_like(xs, np.inf), np.full_like(ys, np.inf)
     return np.asarray(moved[0]), np.asarray(moved[1])
+
+
+def rounded(footprint: Footprint) -> tuple[str, str]:
+    """Return place and extent as texts, to about a metre: what tells footprints, and sets, apart."""
+    return f"{footprint.latitude:+.5f}{footprint.longitude:+.5f}", f"{footprint.east:.0f}x{footprint.north:.0f}"
 
 
 def footprint_of(grid: Grid) -> Footprint:
@@ -227,7 +232,7 @@ def _spots_of(footprints: np.ndarray, grid: Grid) -> np.ndarray:
 def _pixels_at(grid: Grid, longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return columns and rows of places on the globe, on the turn of the globe that the grid is on."""
     assert grid.crs is not None
-    xs, ys = _transformed(LONGITUDE_LATITUDE, grid.crs, longitude, latitude)
+    xs, ys = transformed(LONGITUDE_LATITUDE, grid.crs, longitude, latitude)
     turn = 360.0 if grid.crs.is_geographic else _WEB_MERCATOR_TURN if grid.crs == _WEB_MERCATOR else None
     if turn is not None:
         west, _, east, _ = grid.footprint

@@ -164,6 +164,8 @@ class Collection:
                 raise ValueError(f"{what}: {share} is {value!r}, and must be a share from 0 to 1.")
         if isinstance(self.images, bool) or not isinstance(self.images, numbers.Integral) or self.images < 1:
             raise ValueError(f"{what}: images is {self.images!r}, and must be a whole number from 1 on.")
+        if self.derive is not None and self.images < 2:
+            raise ValueError(f"{what}: derive makes a second image, and images is {self.images}; allow at least 2.")
         if self.derive is not None:
             _check_sensor(f"{what}: derive", self.derive)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
-from rasterio.warp import transform as transform_points
 
 from a2mae_hub.grids import Window
 from a2mae_hub.modeling.georeference_a2mae import to_metres
@@ -22,7 +22,9 @@ from .footprints import (
     covered,
     cut_at_180,
     locate,
+    rounded,
     tiles,
+    transformed,
     utm_zone,
     z_order,
 )
@@ -33,6 +35,8 @@ _SAME_FOOTPRINT = 2.0
 # Nodes of a grid that are looked at together, and those that one stretch of ground in one UTM zone may have: a spacing
 # of 600 m over all of a zone.
 _NODES_AT_ONCE, _MOST_NODES = 2**16, 20_000_000
+# Locations of a collection at most; they are planned in memory, at about a kilobyte each.
+_MOST_PLACES = 2_000_000
 
 
 class Location(NamedTuple):
@@ -83,7 +87,14 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
             places = _grid_over(index.shapes, spacing)
         else:
             places = iter(_places_of_file(root / collection.sampling, spacing))
-        placed = [Footprint(*place, collection.size, collection.size) for place in places]
+        placed = [Footprint(*place, collection.size, collection.size) for place in islice(places, _MOST_PLACES + 1)]
+    if len(placed) > _MOST_PLACES:
+        raise ValueError(
+            f"collection {collection.name!r}: a spacing of {collection.spacing or collection.size} m makes more than "
+            f"{_MOST_PLACES} places; choose a larger one, or split the collection."
+        )
+    # Places less than a metre apart are one, and would have one id.
+    placed = list({rounded(footprint): footprint for footprint in placed}.values())
     located = [
         Location(footprint, None, below) for footprint, below in zip(placed, index.below(placed), strict=True) if below
     ]
@@ -157,7 +168,9 @@ def _nodes(shape: shapely.Geometry, spacing: float, longitude: float, latitude: 
     """Return the nodes on a shape within one UTM zone, that of a place."""
     crs = utm_zone(longitude, latitude)
     corners = shapely.get_coordinates(shapely.segmentize(shape, 0.25))
-    xs, ys = (np.asarray(values) for values in transform_points(LONGITUDE_LATITUDE, crs, *corners.T))
+    xs, ys = transformed(LONGITUDE_LATITUDE, crs, *corners.T)
+    if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
+        return  # Around a pole, where UTM does not reach.
     (west, east), (south, north) = (
         (math.floor(values.min() / spacing), math.ceil(values.max() / spacing)) for values in (xs, ys)
     )
@@ -171,7 +184,7 @@ def _nodes(shape: shapely.Geometry, spacing: float, longitude: float, latitude: 
     for start in range(south, north + 1, step):
         rows = np.arange(start, min(start + step, north + 1))
         at = (np.tile(columns, len(rows)) * spacing, np.repeat(rows, len(columns)) * spacing)
-        longitudes, latitudes = (np.asarray(values) for values in transform_points(crs, LONGITUDE_LATITUDE, *at))
+        longitudes, latitudes = transformed(crs, LONGITUDE_LATITUDE, *at)
         inside = shapely.contains_xy(shape, longitudes, latitudes)
         yield from zip(longitudes[inside].tolist(), latitudes[inside].tolist(), strict=True)
 
@@ -181,7 +194,9 @@ def _places_of_file(path: Path, spacing: float) -> list[tuple[float, float]]:
     import geopandas
 
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file of points or polygons; correct sampling.")
+        raise FileNotFoundError(
+            f"{path}: no such file of points or polygons; correct sampling, or write grid or footprints."
+        )
     try:
         frame = geopandas.read_file(path)
         if not isinstance(frame, geopandas.GeoDataFrame):
@@ -208,7 +223,9 @@ def _places_of_file(path: Path, spacing: float) -> list[tuple[float, float]]:
         else:
             within = cut_at_180(shapely.make_valid(shape))
             point = within.representative_point()
-            places += list(_grid_over([within], spacing)) or [(float(point.x), float(point.y))]
+            places += list(islice(_grid_over([within], spacing), _MOST_PLACES + 1)) or [
+                (float(point.x), float(point.y))
+            ]
     return list(dict.fromkeys(places))
 
 
@@ -217,6 +234,8 @@ def _check(
 ) -> None:
     """Raise ValueError where nothing, or nothing of what was asked for, can come of it."""
     what = f"collection {collection.name!r}"
+    if collection.derive is not None and all(scene.sensor == collection.derive for scene in scenes):
+        raise ValueError(f"{what}: every scene is of {collection.derive} already; derive another sensor, or none.")
     if not located and not loose:
         raise ValueError(
             f"{what}: no location has a footprint of {collection.size} m that lies wholly on a scene, the first of "
