@@ -1,6 +1,6 @@
 """Building shards against plain loops of rasterio windows: the same scenes, the same windows, the same Parquet rows.
 
-    python benchmarks/build.py [--side 2745]
+    python benchmarks/build.py [--side 1920]
 
 The loops read every window of every set in one process and write it as a row; one opens the scene for each window, as
 scripts do, the other keeps all scenes open. `a2mae stssd build` plans from the headers first, judges clouds and missing
@@ -102,13 +102,13 @@ def ours(paths: list[Path], output: Path, workers: int) -> int:
         max_nodata=1.0,
         images=len(DATES),
     )
-    return int(build(Recipe((collection,)), output, workers=workers)["sets"])
+    return int(build(Recipe((collection,)), output, workers=workers, sets_per_shard=64)["sets"])
 
 
 def main() -> None:
     """Time the ways in turn, a few rounds, and print sets a second and the ratio to the plain loops."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=2_745, help="pixels along a side of a scene")
+    parser.add_argument("--side", type=int, default=1_920, help="pixels along a side of a scene")
     side = parser.parse_args().side
     shared = Path(os.environ.get("A2MAE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     processors = os.cpu_count() or 1

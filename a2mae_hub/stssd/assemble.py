@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -294,14 +295,20 @@ def crop(scene: CatalogueScene, location: Location, opener: Opener) -> Image | N
     footprint, grid = location.footprint, scene.scene.grid
     if footprint is None:
         return read_scene(scene.scene, location.window, opener)
-    place = locate(footprint, grid)
-    if place.is_upright:
-        window = window_of(footprint, place, grid)
+    upright, resolution, window = _window_in(footprint, grid)
+    if upright:
         return None if window is None else read_scene(scene.scene, window, opener)
     around: Window | None = surrounding_window(footprint, grid)
     if around is None:
         return None
-    return _reprojected(read_scene(scene.scene, around, opener), grid.crop(around), footprint, place.resolution)
+    return _reprojected(read_scene(scene.scene, around, opener), grid.crop(around), footprint, resolution)
+
+
+@lru_cache(maxsize=256)
+def _window_in(footprint: Footprint, grid: Grid) -> tuple[bool, float, Window | None]:
+    """Return whether a grid is upright at a footprint, its metres per pixel, and the window; dates share a grid."""
+    place = locate(footprint, grid)
+    return place.is_upright, place.resolution, window_of(footprint, place, grid) if place.is_upright else None
 
 
 def _reprojected(image: Image, grid: Grid, footprint: Footprint, resolution: float) -> Image:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from .schema import BINARY_FIELDS, FORMAT_VERSION, SCHEMA, VERSION_KEY, StoredSet, to_row
 
-ROW_GROUP_BYTES = 32 * 2**20
+ROW_GROUP_BYTES = 16 * 2**20
 """Bytes of a row group before compression: what a reader holds, and fetches from the Hub, at once."""
 
 UNFINISHED = ".build"
@@ -165,6 +166,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@lru_cache(maxsize=8)
 def _leaf_columns(schema: pa.Schema) -> list[str]:
     """Return the paths of the columns that Parquet makes of a schema."""
     sink = pa.BufferOutputStream()

@@ -33,8 +33,8 @@ from .schema import decode
 from .selection import Plan, Selection, make_plan
 from .shards import find_shards, open_shard, read_group
 
-# Row groups whose sets are mixed: at 32 MiB a row group a worker holds 256 MiB, and as much again read ahead.
-_WINDOW = 8
+# Row groups whose sets are mixed: at 16 MiB a row group a worker holds 256 MiB, and as much again read ahead.
+_WINDOW = 16
 
 _MOST_OPEN_SHARDS = 8
 

@@ -211,10 +211,22 @@ def test_a_footprint_has_no_window_exactly_when_it_sticks_out_by_more_than_a_pix
 
 def test_a_footprint_of_more_pixels_than_the_grid_has_sticks_out():
     grid = PLACES["UTM"]
-    longitude, latitude = place_of(grid, 100, 100)
-    for side, fits in ((2_000.0, True), (2_020.0, False)):
-        footprint = Footprint(longitude, latitude, side, 500.0)
+    place = place_of(grid, 100, 100)
+    for east, north, fits in (
+        (2_000.0, 500.0, True),
+        (500.0, 2_000.0, True),
+        (2_020.0, 500.0, False),
+        (500, 2_020, False),
+    ):
+        footprint = Footprint(*place, east, north)
         assert (window_of(footprint, locate(footprint, grid), grid) is not None) == fits
+        assert covered([footprint], grid).tolist() == [fits]
+
+
+def test_a_footprint_smaller_than_a_pixel_is_one_pixel():
+    grid = PLACES["UTM"]
+    footprint = Footprint(*place_of(grid, 17.4, 30.6), 3.0, 0.1)
+    assert window_of(footprint, locate(footprint, grid), grid) == (17, 30, 1, 1)
 
 
 @given(steps=st.integers(1, 4), count=st.integers(5, 40), start=st.floats(20, 30))
@@ -509,8 +521,12 @@ def test_tiles_of_a_whole_sentinel_2_tile_are_its_pixels_each_once():
 
 @pytest.mark.parametrize(
     "grid",
-    [grid_at(10, 60, 4326, pixel=1e-4, size=600), grid_at(15.3, 60.0, turn=30.0, size=600)],
-    ids=["stretched", "turned"],
+    [
+        grid_at(10, 60, 4326, pixel=1e-4, size=600),
+        grid_at(15.3, 60.0, turn=30.0, size=600),
+        grid_at(15.3, 60.0, turn=80.0, size=(300, 900)),
+    ],
+    ids=["stretched", "turned", "turned and long"],
 )
 def test_tiles_of_pixels_that_are_to_be_resampled_overlap_nowhere_and_lie_on_the_scene(grid):
     footprint = footprint_of(grid)

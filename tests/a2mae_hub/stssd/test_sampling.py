@@ -287,6 +287,17 @@ def test_footprints_are_cut_into_tiles_that_share_no_pixel():
     )
 
 
+@pytest.mark.parametrize("shift", [(0.0, 1_000.0), (1_000.0, 0.0)])
+def test_scenes_that_overlap_are_cut_each_over_its_own_ground(shift):
+    locations = sampled(
+        scenes_on(grid_at(15.3, 48.2), grid_at(15.3, 48.2, shift=shift)), sampling="footprints", size=960.0
+    )
+    own = [
+        sampled(scenes_on(grid_at(15.3, 48.2, shift=at)), sampling="footprints", size=960.0) for at in ((0, 0), shift)
+    ]
+    assert centres(locations) == centres(own[0]) | centres(own[1])
+
+
 def test_scenes_shorter_than_a_tile_stay_whole():
     grid = grid_at(15.3, 48.2, size=(40, 60))
     (location,) = sampled(scenes_on(grid), sampling="footprints", size=960.0)
@@ -462,6 +473,7 @@ def test_files_that_hold_no_places_are_named(tmp_path):
     refused_file(table, "no points or polygons that can be read .*without geometry")
 
 
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
 def test_a_file_without_coordinate_reference_system_is_named(tmp_path):
     import geopandas
 
@@ -470,6 +482,7 @@ def test_a_file_without_coordinate_reference_system_is_named(tmp_path):
     refused_file(path, "no coordinate reference system")
 
 
+@pytest.mark.filterwarnings("ignore:OGRGeoJSONReadRawPoint")
 @pytest.mark.parametrize("shapes", [[], [None], [shapely.Point(0, 0)], [shapely.Point()]])
 def test_places_that_all_lie_off_the_scenes_make_nothing_and_name_a_scene(tmp_path, shapes):
     with pytest.raises(ValueError, match=r"/data/scene-0\.tif.*correct sampling"):
