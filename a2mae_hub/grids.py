@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from rasterio.crs import CRS
@@ -39,6 +40,16 @@ class Grid:
     width: int
     transform: tuple[float, ...]
     crs: CRS | None
+
+    def __hash__(self) -> int:
+        """Hash the numbers alone: to hash a CRS takes longer than to read a small window, and rasters seldom differ so."""
+        return hash((self.height, self.width, self.transform))
+
+    @cached_property
+    def crs_text(self) -> str | None:
+        """The CRS as "EPSG:32631" where it has a number, else as WKT; None without georeference."""
+        number = self.crs.to_epsg() if self.crs is not None else None
+        return f"EPSG:{number}" if number else self.crs.to_wkt() if self.crs is not None else None
 
     @property
     def matrix(self) -> np.ndarray:
@@ -222,6 +233,8 @@ def _text(box: Box) -> str:
 
 def are_one_grid(one: Grid, other: Grid) -> bool:
     """Return whether two grids of one CRS have the same pixels, within a thousandth of a pixel."""
+    if (one.height, one.width, one.transform) == (other.height, other.width, other.transform):
+        return True
     mapping = one.pixels_in(other)
     corners = np.array([(0, 0, 1), (one.width, 0, 1), (0, one.height, 1)]).T
     moved = np.abs(mapping @ corners - corners).max()

@@ -23,7 +23,6 @@ import numpy as np
 import rasterio
 import rasterio.windows
 from rasterio import Affine
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -511,7 +510,7 @@ def read_scene(scene: Scene, window: Window | None = None, opener: Opener = rast
         bands=tuple(layer.name for layer in scene.layers),
         sensor=scene.sensor.name,
         acquired=scene.acquired,
-        crs=crs_text(grid.crs) if grid.crs is not None else None,
+        crs=scene.grid.crs_text,
         transform=grid.transform if grid.crs is not None else None,
         # Chips without georeference are taken to be cut at the native ground resolution of their finest band.
         gsd=None if grid.crs is not None else min(scene.sensor.find(layer.name).resolution for layer in scene.layers),
@@ -570,12 +569,6 @@ def _read_window(
             if band.dtype.kind == "f":
                 band_real &= ~np.isnan(band)
     return pixels, real
-
-
-def crs_text(crs: CRS) -> str:
-    """Return "EPSG:32631" where the CRS has a number, else WKT."""
-    number = crs.to_epsg()
-    return f"EPSG:{number}" if number else crs.to_wkt()
 
 
 @contextmanager

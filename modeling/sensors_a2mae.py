@@ -37,7 +37,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 UNITS = ("reflectance", "DN", "dB")
@@ -121,9 +121,9 @@ class Sensor:
             ValueError: If no band has the name, or more than one has.
         """
         wanted = _key(name)
-        matches = [band for band in self.bands if _key(band.name) == wanted]
-        if not matches and wanted:
-            matches = [band for band in self.bands if _key(band.common_name) == wanted]
+        if wanted in self._by_own_name:
+            return self._by_own_name[wanted]
+        matches = [band for band in self.bands if wanted and _key(band.common_name) == wanted]
         if not matches and wanted:
             matches = [band for band in self.bands if _key(band.common_name).rstrip("0123456789") == wanted]
         if len(matches) == 1:
@@ -133,6 +133,11 @@ class Sensor:
                 f"Band {name!r} of sensor {self.name!r} could be {_list_bands(matches)}: use the band's own name."
             )
         raise ValueError(f"Sensor {self.name!r} has no band {name!r}: it has {_list_bands(self.bands)}.")
+
+    @cached_property
+    def _by_own_name(self) -> dict[str, Band]:
+        """The bands by their own names, which differ (`_check_sensor`)."""
+        return {_key(band.name): band for band in self.bands}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sensor as plain JSON types (dict, list, str, float), the form `from_dict` reads."""

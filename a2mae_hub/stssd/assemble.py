@@ -26,7 +26,7 @@ from a2mae_hub.grids import Grid, Window
 from a2mae_hub.images import Image
 from a2mae_hub.modeling.image_inputs_a2mae import band_table, image_fields, read_image
 from a2mae_hub.products import parse_time
-from a2mae_hub.scene_files import Opener, crs_text, grid_of, no_georeference_warning, read_scene
+from a2mae_hub.scene_files import Opener, grid_of, no_georeference_warning, read_scene
 
 from .catalogue import CatalogueScene
 from .clouds import estimate_clouds, read_flags
@@ -245,7 +245,7 @@ def _image_of(
     if min(image.pixels.shape[1:]) < _SHORTEST_SIDE:
         return None, _TOO_SMALL
     real = image.valid_values()
-    if 1 - real.mean() > collection.max_nodata:
+    if 1 - np.count_nonzero(real) / real.size > collection.max_nodata:
         return None, "no data"
     cloudy = flags[0] if flags else None
     estimated = estimate_clouds(image) if flags is None else None
@@ -332,13 +332,12 @@ def _reprojected(image: Image, grid: Grid, footprint: Footprint, resolution: flo
     dtype = image.pixels.dtype
     fill = 0 if image.nodata is None or not math.isfinite(image.nodata) else image.nodata
     pixels = np.where(known, np.rint(moved) if dtype.kind in "iu" else moved, fill).astype(dtype)
-    assert target.crs is not None
     return Image(
         pixels=pixels,
         bands=image.bands,
         sensor=image.sensor,
         acquired=image.acquired,
-        crs=crs_text(target.crs),
+        crs=target.crs_text,
         transform=target.transform,
         nodata=image.nodata,
         valid=None if known.all() else known,

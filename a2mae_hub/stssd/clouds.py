@@ -147,32 +147,41 @@ def estimate_clouds(image: Image) -> np.ndarray | None:
         ValueError: If the sensor or one of the bands is unknown.
     """
     sensor = get_sensor(image.sensor)
-    green, red, swir = (_band_of(image, sensor, name) for name in ("green", "red", "swir16"))
+    green, red, swir = _positions(sensor, image.bands)
     if sensor.unit != "reflectance" or green is None or red is None:
         return None
     # Where green is above the threshold the sum of the two is positive, so the sign of the difference is that of the
     # normalised one. NaN compares as False, so invalid pixels fall out.
-    cloud = (green > _BRIGHT_GREEN) | ((green > _HAZY_GREEN) & (green > red))
-    cloud &= np.isfinite(red)
-    return cloud if swir is None else cloud & (swir > _CLOUD_SWIR)
+    greens = _values(image, sensor, green)
+    hazy = greens > _HAZY_GREEN
+    if not hazy.any():
+        return hazy
+    reds = _values(image, sensor, red)
+    cloud = hazy & np.isfinite(reds) & ((greens > _BRIGHT_GREEN) | (greens > reds))
+    return cloud if swir is None else cloud & (_values(image, sensor, swir) > _CLOUD_SWIR)
 
 
-def _band_of(image: Image, sensor: Sensor, common_name: str) -> np.ndarray | None:
-    """Return the physical values of a band, (h, w) float32, NaN where invalid; None if the image lacks it."""
-    try:
-        wanted = sensor.find(common_name).name
-    except ValueError:
-        return None  # The sensor has no such band, or several.
-    names = [sensor.find(name).name for name in image.bands]
-    if wanted not in names:
-        return None
-    index = names.index(wanted)
+def _positions(sensor: Sensor, bands: Sequence[str]) -> list[int | None]:
+    """Return where green, red and the short-wave infrared at 1.6 µm are among bands; None for each that is not."""
+    names = [sensor.find(name).name for name in bands]
+    found: list[int | None] = []
+    for common_name in ("green", "red", "swir16"):
+        try:
+            wanted = sensor.find(common_name).name
+        except ValueError:  # The sensor has no such band, or several.
+            wanted = ""
+        found.append(names.index(wanted) if wanted in names else None)
+    return found
+
+
+def _values(image: Image, sensor: Sensor, index: int) -> np.ndarray:
+    """Return the physical values of a band, (h, w) float32, NaN where invalid."""
     stored = image.pixels[index]
-    scale, offset = (
-        np.broadcast_to(np.atleast_1d(default if given is None else given), len(names))[index]
-        for given, default in ((image.scale, sensor.scale), (image.offset, sensor.offset))
-    )
-    values = stored.astype(np.float32) * np.float32(scale) + np.float32(offset)
+    numbers = []
+    for given, default in ((image.scale, sensor.scale), (image.offset, sensor.offset)):
+        several = np.atleast_1d(default if given is None else given)
+        numbers.append(np.float32(several[index if len(several) > 1 else 0]))
+    values = stored.astype(np.float32) * numbers[0] + numbers[1]
     if image.nodata is not None:
         values[stored == image.nodata] = np.nan
     if image.valid is not None:

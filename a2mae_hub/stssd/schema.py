@@ -237,6 +237,8 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
     flat = images.flatten()
     ends = images.offsets.to_numpy() - images.offsets[0].as_py()
     columns = dict(zip([field.name for field in flat.type], flat.flatten(), strict=True))
+    # Arrow looks the time zone up anew for every time it turns to Python's.
+    columns["acquired"] = columns["acquired"].cast(pa.timestamp("us"))
     small = [name for name in columns if name not in BINARY_FIELDS]
     facts = pa.StructArray.from_arrays([columns[name] for name in small], small).to_pylist()
     pixels, masks = _Binaries(columns["pixels"]), _Binaries(columns["valid"])
@@ -247,6 +249,8 @@ def decode(table: pa.Table, where: str, first_row: int = 0) -> Iterator[dict[str
             label = f"{where}: row {first_row + number}, image {index - ends[number]}"
             image = facts[index]
             _check_image(image, label)
+            if image["acquired"] is not None:
+                image["acquired"] = image["acquired"].replace(tzinfo=timezone.utc)
             image["pixels"] = _pixels(pixels[index], image, label)
             image["valid"] = _mask(masks[index], image["pixels"].shape, label)
             row["images"].append(image)

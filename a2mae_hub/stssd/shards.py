@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -32,6 +32,9 @@ _MOST_BYTES_IN_ROW_GROUP = 2**31
 # LZ4 gives Sentinel-2 back four times as fast as zstd at level 3 does, at 0.67 of the plain size against 0.47.
 # Decompression costs every epoch, a download only the first. Readers take any codec (docs/design.md).
 _COMPRESSION = "lz4"
+
+# The pixels of a row group are one page: read in pages of 1 MiB, Arrow's default, they take a fifth longer.
+_PAGE_BYTES = 2 * ROW_GROUP_BYTES
 
 # The HTTP library of huggingface_hub, whose errors are no OSErrors, is one in its version 1 and another in 2.
 _NETWORK_ERRORS: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
@@ -58,6 +61,7 @@ class ShardWriter:
         self.count = 0
         self._schema = schema
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._rows: list[dict[str, Any]] = []
         self._waiting: list[pa.Table] = []
         self._bytes = 0
 
@@ -73,6 +77,7 @@ class ShardWriter:
             use_dictionary=small,
             write_statistics=small,
             write_page_checksum=True,
+            data_page_size=_PAGE_BYTES,
             compression=_COMPRESSION,
         )
         return self
@@ -83,20 +88,34 @@ class ShardWriter:
         Raises:
             ValueError: If an image cannot be stored; names the set and the image.
         """
-        self.write_table(pa.Table.from_pylist([to_row(image_set)], schema=self._schema))
+        row = to_row(image_set)
+        self._rows.append(row)
+        self._count(sum(len(image["pixels"]) for image in row["images"]))
 
     def write_table(self, rows: pa.Table) -> None:
         """Add rows that are in the shard's schema already."""
+        self._gather()
         for start in range(len(rows)):
             row = rows.slice(start, 1)
             self._waiting.append(row)
-            self._bytes += row.nbytes
-            self.count += 1
-            if self._bytes >= ROW_GROUP_BYTES:
-                self._flush()
+            self._count(row.nbytes)
+
+    def _count(self, size: int) -> None:
+        """Count a row that waits, and write when there are enough bytes for a row group."""
+        self.count += 1
+        self._bytes += size
+        if self._bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _gather(self) -> None:
+        """Turn the rows that wait into a table: many at once, as each costs a copy of its pixels otherwise."""
+        if self._rows:
+            self._waiting.append(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
 
     def _flush(self) -> None:
         """Write the rows that wait as one row group."""
+        self._gather()
         if self._waiting:
             table = pa.concat_tables(self._waiting).combine_chunks()
             with _naming(self.path):
@@ -245,7 +264,8 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
     """
     try:
         if isinstance(filesystem, LocalFileSystem):
-            shard = pq.ParquetFile(path, page_checksum_verification=True)
+            # Mapped, which is a fifth faster than read; `read_group` sees to it that what it maps is still there.
+            shard = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         else:
             # Arrow asks for whole columns, several at once: what fsspec would read ahead of them is read in vain.
             file = filesystem.open(path, "rb", cache_type="none")
@@ -295,11 +315,23 @@ def read_group(shard: pq.ParquetFile, path: str, index: int, columns: Sequence[s
     Raises:
         ValueError: If its bytes are damaged; names the file and the row group.
     """
+    needed = _end_of_group(shard, index)
+    if os.path.exists(path) and os.path.getsize(path) < needed:
+        # A process that reads from a mapped file what is not there any more is stopped by the system without a word.
+        raise damaged(f"{path}: row group {index}", EOFError(f"it ended at byte {needed}, which the file has no more"))
     try:
         # Workers are processes: threads of Arrow on top would only fight for the cores.
         return shard.read_row_group(index, columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise damaged(f"{path}: row group {index}", error) from error
+
+
+def _end_of_group(shard: pq.ParquetFile, index: int) -> int:
+    """Return the place in a file where a row group ends: columns lie in their order."""
+    group = shard.metadata.row_group(index)
+    column = group.column(group.num_columns - 1)
+    start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    return int(start + column.total_compressed_size)
 
 
 def row_groups(shard: pq.ParquetFile, path: str) -> Iterator[tuple[int, pa.Table]]:
