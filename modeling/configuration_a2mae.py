@@ -42,6 +42,9 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         decode_ratio: Share of the masked tokens decoded in a training step under `decoder_attention="cross"`. Outside
             training, all are.
         normalize_targets: Predict each patch after removing its own mean and standard deviation.
+        feature_targets: Predict of each patch and band also the mean, the contrast and the orientations of gradients.
+        contrastive_weight: Weight of telling views of one set from those of others; 0 leaves it out.
+        contrastive_temperature: What similarities of views are divided by.
         pooling: What `pooler_output` holds: the "class" token, the "mean" of the patch tokens, or their mean followed
             by their standard deviation ("mean_std", twice as wide).
         feature_fusion: Feature maps of the backbone: "set" fuses the images of a set on the anchor's patch grid,
@@ -91,6 +94,9 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_attention: Literal["self", "cross"] = "cross"
     decode_ratio: float | int = 1 / 3
     normalize_targets: bool = False
+    feature_targets: bool = False
+    contrastive_weight: float | int = 0.0
+    contrastive_temperature: float = 0.1
 
     pooling: Literal["class", "mean", "mean_std"] = "mean"
     feature_fusion: Literal["set", "image"] = "set"
@@ -129,6 +135,11 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and less than 1.")
         if not 0 < self.decode_ratio <= 1:
             raise ValueError(f"decode_ratio={self.decode_ratio} must be greater than 0 and at most 1.")
+        if not 0 <= self.contrastive_weight < float("inf") or not self.contrastive_temperature > 0:
+            raise ValueError(
+                f"contrastive_weight={self.contrastive_weight} must be at least 0, and"
+                f" contrastive_temperature={self.contrastive_temperature} greater than 0."
+            )
         if not 0 <= self.metadata_dropout <= 1:
             raise ValueError(f"metadata_dropout={self.metadata_dropout} must be a probability, from 0 to 1.")
         if not 1 <= self.geographic_level <= 32:

@@ -196,18 +196,24 @@ class A2MAEPatchEmbedding(nn.Module):
 
 
 class A2MAEPatchPrediction(nn.Module):
-    """Predict patches in the bands of their image: the mirror of `A2MAEPatchEmbedding`."""
+    """Predict patches in the bands of their image: the mirror of `A2MAEPatchEmbedding`.
 
-    def __init__(self, config: A2MAEConfig) -> None:
+    Args:
+        config: The configuration.
+        num_features: Numbers to predict of each band besides the pixels of its patch.
+    """
+
+    def __init__(self, config: A2MAEConfig, num_features: int = 0) -> None:
         super().__init__()
         self.reads_out_bands = config.spectral_projection == "basis"
         self.num_virtual = config.spectral_basis_size if self.reads_out_bands else config.num_channels
         if self.reads_out_bands:
             self.spectral_network = A2MAESpectralNetwork(config)
-        self.projection = nn.Linear(config.decoder_hidden_size, self.num_virtual * config.patch_size**2)
+        outputs = config.patch_size**2 + num_features
+        self.projection = nn.Linear(config.decoder_hidden_size, self.num_virtual * outputs)
 
     def forward(self, hidden_states: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return (B, M, C, P·P) values for the (B, M, width) states of the tokens of a batch."""
+        """Return (B, M, C, P·P + features) values for the (B, M, width) states of the tokens of a batch."""
         if not self.reads_out_bands:
             return self.projection(hidden_states).unflatten(-1, (self.num_virtual, -1))
         weights = self.spectral_network(batch["band_wavelengths"], batch["band_widths"])

@@ -34,7 +34,13 @@ from .embeddings_a2mae import (
 )
 from .grids_a2mae import fold_tokens, fuse_on_anchor_grid
 from .masking_a2mae import UNKNOWN_TIME, anchor_aware_mask, most_hidden_tokens, most_visible_tokens
-from .tokens_a2mae import gather_images
+from .objectives_a2mae import (
+    PATCH_FEATURES,
+    A2MAEProjector,
+    contrastive_loss,
+    feature_loss,
+    reconstruction_loss,
+)
 
 # Tokens, at least, that go through the feed-forward network together on a processor; see `A2MAEMLP`.
 ROWS_AT_ONCE = 512
@@ -45,7 +51,8 @@ class A2MAEForPreTrainingOutput(ModelOutput):
     """Output of `A2MAEForPreTraining`.
 
     Args:
-        loss: Scalar, mean squared error over the decoded, valid values.
+        loss: Scalar, mean squared error over the decoded, valid values, plus the further objectives of the
+            configuration (see `objectives_a2mae.py`).
         logits: (B, M, C, P·P) predicted values in the units of `pixel_values` (of the normalised patch under
             `normalize_targets`).
         token_ids: (B, M) int64, the token that each prediction is for; −1 where it is padding.
@@ -193,7 +200,7 @@ class A2MAEPreTrainedModel(PreTrainedModel):
 class A2MAEModel(A2MAEPreTrainedModel):
     """The anchor-aware encoder: any set of images of one place → one token per patch, and one vector for the set."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\."]  # noqa: RUF012
 
     def __init__(self, config: A2MAEConfig) -> None:
         super().__init__(config)
@@ -338,7 +345,7 @@ class A2MAEDecoder(nn.Module):
             for _ in range(config.decoder_num_hidden_layers)
         )
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.patch_prediction = A2MAEPatchPrediction(config)
+        self.patch_prediction = A2MAEPatchPrediction(config, PATCH_FEATURES if config.feature_targets else 0)
 
     def forward(
         self,
@@ -356,7 +363,8 @@ class A2MAEDecoder(nn.Module):
             visible_ids: (B, K) int64, the place of the visible tokens among all.
 
         Returns:
-            (B, M, C, P·P) predicted values, in the bands of the image of each token.
+            (B, M, C, P·P) predicted values, in the bands of the image of each token; followed on the last axis by
+            `PATCH_FEATURES` under `feature_targets`.
         """
         class_token, encoded = self.embed(latent).split([1, latent.shape[1] - 1], dim=1)
         queries = self.mask_token + self.coordinates(target).to(encoded.dtype)
@@ -389,6 +397,9 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         super().__init__(config)
         self.a2mae = A2MAEModel(config)
         self.decoder = A2MAEDecoder(config)
+        if config.contrastive_weight:
+            # Mean and standard deviation, as they say more of a set than the mean alone.
+            self.projector = A2MAEProjector(2 * config.hidden_size, 2 * config.hidden_size, config.hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -397,6 +408,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        set_ids: torch.Tensor | None = None,
         **kwargs: Unpack[A2MAEKwargs],
     ) -> A2MAEForPreTrainingOutput:
         """Mask, encode, decode, and compare.
@@ -406,6 +418,8 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             noise: (B, 3, L) standard normal numbers, drawn when left out. The mask follows from the first two (see
                 `masking_a2mae.py`), the choice of tokens to decode from the third.
             mask: (B, L) bool, True where a token is to be hidden, instead of the anchor-aware rule.
+            set_ids: (B,) int64, equal where the batch holds several views of one set, which `contrastive_weight` asks
+                for; every set counts as another when left out.
             **kwargs: The rest of the batch, see `A2MAEInputs`, and what `A2MAEModel.forward` takes besides. Without
                 `patch_positions` or `grid_shapes` it is unknown what lies on the same ground, and images hide
                 independently.
@@ -446,9 +460,19 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             token_ids, target_batch = select_tokens(batch, wanted, at_most, priority=noise[:, 2], quota=quota)
             decoded = target_batch["attention_mask"]
             token_ids = torch.where(decoded, token_ids, -1)
-        logits = self.decoder(encoded.last_hidden_state, visible_batch, target_batch, visible_ids)
+        predicted = self.decoder(encoded.last_hidden_state, visible_batch, target_batch, visible_ids)
+        num_pixels = pixel_values.shape[-1]
+        logits = predicted[..., :num_pixels]
+        loss = reconstruction_loss(logits, target_batch, decoded, self.config.normalize_targets)
+        if self.config.feature_targets:
+            loss = loss + feature_loss(predicted[..., num_pixels:], target_batch, decoded)
+        if self.config.contrastive_weight and set_ids is not None:
+            summary = pool(encoded.last_hidden_state, visible_batch["attention_mask"], "mean_std")
+            views = self.projector(summary)
+            temperature = self.config.contrastive_temperature
+            loss = loss + self.config.contrastive_weight * contrastive_loss(views, set_ids, temperature)
         return A2MAEForPreTrainingOutput(
-            loss=reconstruction_loss(logits, target_batch, decoded, self.config.normalize_targets),
+            loss=loss,
             logits=logits,
             token_ids=token_ids,
             mask=hidden,
@@ -493,51 +517,10 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         return math.ceil(count * self.config.decode_ratio) if self.training else count
 
 
-def reconstruction_loss(
-    predicted: torch.Tensor, target: dict[str, torch.Tensor], decoded: torch.Tensor, normalize_targets: bool
-) -> torch.Tensor:
-    """Return the mean squared error over the values that were decoded and are valid.
-
-    Args:
-        predicted: (B, M, C, P·P).
-        target: The batch of the M tokens.
-        decoded: (B, M) bool, True where a token counts.
-        normalize_targets: Compare with each patch after removing its mean and standard deviation over bands and pixels.
-    """
-    pixels = target["pixel_values"].float()
-    valid = decoded[:, :, None, None]
-    if "pixel_mask" in target:
-        valid = valid & target["pixel_mask"]
-    if target["band_wavelengths"].shape[2]:
-        valid = valid & gather_images(target["band_wavelengths"] > 0, target["image_ids"])[..., None]
-    if normalize_targets:
-        pixels = normalize_patches(pixels, valid.expand_as(pixels).float())
-    # Where a whole band is valid or not, the pixels of a patch are summed before they are weighted, not after.
-    num_equal = pixels.shape[-1] // valid.shape[-1]
-    error = (predicted.float() - pixels).square().unflatten(-1, (-1, num_equal)).sum(-1)
-    weights = valid.float().expand_as(error)
-    return (error * weights).sum() / (weights.sum() * num_equal).clamp(min=1)
-
-
-def normalize_patches(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Remove the mean and the standard deviation of the valid values of every patch, over bands and pixels.
-
-    The variance is the unbiased one plus 1e-6, as in MAE (He et al. 2022) and the released network.
-
-    Args:
-        pixels: (B, M, C, P·P) float32.
-        valid: (B, M, C, P·P) float32, 1 where a value is valid.
-    """
-    count = valid.sum((2, 3), keepdim=True)
-    mean = (pixels * valid).sum((2, 3), keepdim=True) / count.clamp(min=1)
-    variance = ((pixels - mean).square() * valid).sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)
-    return (pixels - mean) / (variance + 1e-6).sqrt()
-
-
 class A2MAEBackbone(BackboneMixin, A2MAEPreTrainedModel):
     """The encoder as a backbone: feature maps of chosen layers, per set or per image."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^projector\."]  # noqa: RUF012
 
     def __init__(self, config: A2MAEConfig) -> None:
         super().__init__(config)
