@@ -1,4 +1,4 @@
-"""The command line: `a2mae embed`, `reconstruct`, `info`, `demo`, and `a2mae stssd …`."""
+"""The command line: `a2mae embed`, `reconstruct`, `info`, `demo`, `pretrain`, `evaluate`, and `a2mae stssd …`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
+from .evaluation.commands import evaluate
 from .images import ImageSet
 from .stssd.commands import app as stssd_app
+from .training.commands import pretrain
 
 app = typer.Typer(
     help="Anchor-aware masked autoencoder for sets of satellite images.",
@@ -20,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(stssd_app, name="stssd")
+app.command()(pretrain)
+app.command()(evaluate)
 
 Paths = Annotated[
     list[str],

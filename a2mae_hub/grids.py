@@ -42,7 +42,7 @@ class Grid:
     crs: CRS | None
 
     def __hash__(self) -> int:
-        """Hash the numbers alone: to hash a CRS takes longer than to read a small window, and rasters seldom differ so."""
+        """Hash the numbers alone: rasters seldom differ by CRS only, and to hash one takes as long as a small read."""
         return hash((self.height, self.width, self.transform))
 
     @cached_property

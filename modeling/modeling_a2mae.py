@@ -415,8 +415,9 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
 
         Args:
             pixel_values: (B, L, C, P·P) float, standardised patches.
-            noise: (B, 3, L) standard normal numbers, drawn when left out. The mask follows from the first two (see
-                `masking_a2mae.py`), the choice of tokens to decode from the third.
+            noise: (B, 3, L) standard normal numbers, drawn when left out; all that is random follows from them. The
+                mask from the first two (see `masking_a2mae.py`), the choice of tokens to decode from the third, and
+                which metadata training hides from the trailing digits of the first token's.
             mask: (B, L) bool, True where a token is to be hidden, instead of the anchor-aware rule.
             set_ids: (B,) int64, equal where the batch holds several views of one set, which `contrastive_weight` asks
                 for; every set counts as another when left out.
@@ -442,7 +443,7 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
         visible = self.draw_visible(batch, exists, noise) if mask is None else exists & ~mask.bool()
         hidden = exists & ~visible
         if self.training:
-            batch = self.drop_metadata(batch)
+            batch = self.drop_metadata(batch, noise)
 
         at_most = most_visible_tokens(exists.shape[1], self.config.mask_ratio) if mask is None else None
         visible_ids, visible_batch = select_tokens(batch, visible, at_most)
@@ -499,13 +500,17 @@ class A2MAEForPreTraining(A2MAEPreTrainedModel):
             other_sensor_days=self.config.other_sensor_days,
         )
 
-    def drop_metadata(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Make place, time and scale unknown, each in a random share of the sets."""
+    def drop_metadata(self, batch: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Make place, time and scale unknown, each in a random share of the sets that follows from the noise."""
+        # The trailing digits of a normal number are uniform, and tell nothing of it: what they decide does not depend
+        # on the mask, and a set meets the same fate in whatever batch or process it comes.
+        uniform = (noise[:, :, 0].float().abs() * 4096) % 1
         unknown = {"geographic_codes": -1, "acquisition_times": UNKNOWN_TIME, "ground_resolutions": 0}
         dropped = {}
-        for key in [key for key in unknown if key in batch]:
-            lost = torch.rand(batch[key].shape[0], 1, device=batch[key].device) < self.config.metadata_dropout
-            dropped[key] = batch[key].masked_fill(lost, unknown[key])
+        for draw, (key, value) in zip(uniform.unbind(1), unknown.items(), strict=True):
+            if key in batch:
+                lost = (draw < self.config.metadata_dropout)[:, None]
+                dropped[key] = batch[key].masked_fill(lost, value)
         return {**batch, **dropped}
 
     def count_targets(self, wanted: torch.Tensor, num_images: int, mask_is_drawn: bool) -> int:

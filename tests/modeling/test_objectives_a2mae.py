@@ -174,7 +174,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path, make_batc
     # Sets of different sizes: the mean over a process is not that over the batch.
     batch = make_batch(*[[{"grid": (4, 4)}, {"day": 9, "grid": (3, 4)}]] * 2, *[[{"grid": (2, 3)}]] * 2, seed=5)
     noise, set_ids = make_noise(batch), torch.tensor([1, 1, 2, 2])
-    config = tiny_config(feature_targets=True, contrastive_weight=0.5, metadata_dropout=0.0)
+    config = tiny_config(feature_targets=True, contrastive_weight=0.5)
     torch.multiprocessing.spawn(_half, (str(tmp_path), batch, noise, set_ids, config), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     with torch.random.fork_rng():

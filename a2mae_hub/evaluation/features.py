@@ -1,0 +1,190 @@
+"""What is said of an image before any label is seen: by a checkpoint, and by numbers that need no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from a2mae_hub.images import Image, ImageSet
+from a2mae_hub.inference import MAX_TOKENS, Checkpoint
+from a2mae_hub.modeling.sensors_a2mae import get_sensor
+from a2mae_hub.plotting import physical_pixels
+
+HAND_MADE_PATCH = 8  # pixels
+_COLOURS = 3
+_ORIENTATIONS = 8
+_PERCENTILES = (10, 50, 90)
+_LEAST_CONTRAST = 0.01  # of the standard deviation of a band
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features on the patch grid of an image.
+
+    Attributes:
+        values: (D, rows, columns) float32; NaN where a patch has no data.
+        patch: Rows and columns of the image's own pixels that a patch spans; the first patch begins at the upper left.
+    """
+
+    values: np.ndarray
+    patch: tuple[float, float]
+
+
+def embed_images(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int = 64) -> np.ndarray:
+    """Return the features of images: mean and standard deviation of their patch tokens, one after the other.
+
+    The pooling is the same for every checkpoint, whatever its configuration pools for its own use.
+
+    Args:
+        checkpoint: As `a2mae_hub.inference.load_checkpoint` returns it.
+        images: N images, each a set of its own.
+        batch_size: Images that are encoded at once; fewer where they are large.
+
+    Returns:
+        (N, 2 · hidden_size) float32.
+
+    Raises:
+        ValueError: If an image is not what it says it is, or too large for one pass; names it.
+    """
+    pooled = []
+    for tokens, exists, _ in _encode(checkpoint, images, batch_size):
+        weights = exists[..., None].float()
+        count = weights.sum(1).clamp(min=1)
+        mean = (tokens * weights).sum(1) / count
+        variance = ((tokens - mean[:, None]).square() * weights).sum(1) / count
+        pooled.append(torch.cat([mean, variance.sqrt()], dim=1).cpu().numpy())
+    return np.concatenate(pooled)
+
+
+def embed_maps(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int = 16) -> list[FeatureMap]:
+    """Return the patch tokens of images on their patch grids.
+
+    Args:
+        checkpoint: As `a2mae_hub.inference.load_checkpoint` returns it.
+        images: N images, each a set of its own.
+        batch_size: Images that are encoded at once; fewer where they are large.
+
+    Returns:
+        N maps of hidden_size features.
+
+    Raises:
+        ValueError: If an image is not what it says it is, or too large for one pass; names it.
+    """
+    maps: list[FeatureMap] = []
+    patch_size, size = checkpoint.model.config.patch_size, checkpoint.processor.size
+    for tokens, exists, grids in _encode(checkpoint, images, batch_size):
+        values = tokens.masked_fill(~exists[..., None], float("nan")).cpu().numpy()
+        for one, (rows, columns) in zip(values, grids, strict=True):
+            height, width = images[len(maps)].pixels.shape[1:]
+            seen = size or (height, width)
+            grid = np.ascontiguousarray(one[: rows * columns].T).reshape(-1, rows, columns)
+            maps.append(FeatureMap(grid, (patch_size * height / seen[0], patch_size * width / seen[1])))
+    return maps
+
+
+def _encode(
+    checkpoint: Checkpoint, images: Sequence[Image], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[list[int]]]]:
+    """Yield patch tokens (B, L, D) float32, where they exist (B, L), and rows and columns of each grid."""
+    if not images:
+        raise ValueError("There are no images to encode; pass at least one.")
+    model = checkpoint.model
+    patch_size, size = model.config.patch_size, checkpoint.processor.size
+    counts = [math.prod(-(-pixels // patch_size) for pixels in size or image.pixels.shape[1:]) for image in images]
+    if max(counts) > MAX_TOKENS:
+        source = images[counts.index(max(counts))].source or f"image {counts.index(max(counts))}"
+        raise ValueError(f"{source}: holds {max(counts)} patches, more than the {MAX_TOKENS} of one pass; cut it up.")
+    step = max(1, min(batch_size, MAX_TOKENS // max(counts)))
+    for start in range(0, len(images), step):
+        sets = [ImageSet([image]) for image in images[start : start + step]]
+        batch = checkpoint.processor(sets, return_tensors="pt")
+        inputs = {key: value.to(model.device) for key, value in batch.items()}
+        with torch.inference_mode():
+            tokens = model.a2mae(**inputs).last_hidden_state[:, 1:].float()
+        yield tokens, inputs["attention_mask"], batch["grid_shapes"][:, 0].tolist()
+
+
+def raw_statistics(images: Sequence[Image]) -> np.ndarray:
+    """Return the mean of every band, then its standard deviation: (N, 2 · bands) float32, physical values.
+
+    Args:
+        images: N images of the same number of bands; pixels without data do not count.
+    """
+    values = [filled_pixels(image).reshape(len(image.pixels), -1) for image in images]
+    return np.stack([np.concatenate([one.mean(1), one.std(1)]) for one in values])
+
+
+def hand_made_numbers(images: Sequence[Image]) -> np.ndarray:
+    """Return colour, contrast and orientation of the patches of images, pooled over the patches of each.
+
+    Args:
+        images: N images of the same number of bands; pixels without data take the mean of their band.
+
+    Returns:
+        (N, 62) float32, over the patches of an image: mean, standard deviation and the percentiles 10, 50 and 90 of
+        colour and contrast, mean and standard deviation of the orientations, as in `hand_made_map`. Fewer where there
+        are fewer than three bands.
+    """
+    pooled = []
+    for image in images:
+        patches = hand_made_map(image).values
+        patches = patches.reshape(len(patches), -1).astype(np.float64)
+        percentiles = np.percentile(patches[: -2 * _ORIENTATIONS], _PERCENTILES, axis=1)
+        pooled.append(np.concatenate([patches.mean(1), patches.std(1), *percentiles]))
+    return np.array(pooled, np.float32)
+
+
+def hand_made_map(image: Image) -> FeatureMap:
+    """Return what a person would measure on every patch of 8 × 8 pixels.
+
+    Values count in standard deviations of their band, as the sensor registry has them, so that units do not matter.
+
+    Returns:
+        22 numbers a patch: colour, the means of three groups of bands, neighbours by wavelength; contrast, the
+        logarithm of their standard deviations; the gradient of the mean over bands shared out over eight orientations
+        of 22.5°, 0° to 180°, as shares; and these shares in ascending order, which a turn of the image leaves alone.
+        Patches that reach beyond the image see its edge go on.
+    """
+    sensor = get_sensor(image.sensor)
+    bands = [sensor.find(band) for band in image.bands]
+    values = filled_pixels(image) / np.array([band.std for band in bands], np.float32)[:, None, None]
+    order = np.argsort([band.wavelength for band in bands], kind="stable")
+    groups = np.stack([values[group].mean(0) for group in np.array_split(order, min(_COLOURS, len(order)))])
+    grey = values.mean(0)
+    # A gradient takes two pixels; a single row or column has none across.
+    down, right = (np.gradient(grey, axis=axis) if grey.shape[axis] > 1 else np.zeros_like(grey) for axis in (0, 1))
+    # Opposite gradients are the two sides of one line: orientations are told apart modulo 180°.
+    bins = (np.mod(np.arctan2(down, right), np.pi) * (_ORIENTATIONS / np.pi)).astype(int) % _ORIENTATIONS
+    magnitude = np.hypot(down, right)
+    by_orientation = np.where(bins == np.arange(_ORIENTATIONS)[:, None, None], magnitude, 0)
+    patches = _cut(groups, HAND_MADE_PATCH)
+    contrast = np.log(patches.std((-1, -2)) + _LEAST_CONTRAST)
+    strength = _cut(by_orientation, HAND_MADE_PATCH).mean((-1, -2))
+    shares = strength / (strength.sum(0) + 1e-6)
+    numbers = np.concatenate([patches.mean((-1, -2)), contrast, shares, np.sort(shares, axis=0)])
+    return FeatureMap(numbers.astype(np.float32), (HAND_MADE_PATCH, HAND_MADE_PATCH))
+
+
+def filled_pixels(image: Image) -> np.ndarray:
+    """Return physical values (bands, height, width) float32; those without data take the mean of their band.
+
+    A band without any data takes 0.
+    """
+    values = physical_pixels(image)
+    real = np.isfinite(values)
+    if real.all():
+        return values
+    count = np.maximum(real.sum((1, 2), keepdims=True), 1)
+    return np.where(real, values, np.where(real, values, 0).sum((1, 2), keepdims=True) / count).astype(np.float32)
+
+
+def _cut(values: np.ndarray, patch: int) -> np.ndarray:
+    """Cut (D, height, width) into (D, rows, columns, patch, patch); the last ones repeat the edge of the image."""
+    height, width = values.shape[1:]
+    padded = np.pad(values, ((0, 0), (0, -height % patch), (0, -width % patch)), mode="edge")
+    rows, columns = padded.shape[1] // patch, padded.shape[2] // patch
+    return padded.reshape(-1, rows, patch, columns, patch).transpose(0, 1, 3, 2, 4)

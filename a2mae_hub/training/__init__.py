@@ -1,0 +1,1 @@
+"""Training of the masked autoencoder on image sets, thin over `transformers.Trainer`."""
