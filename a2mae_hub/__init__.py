@@ -15,6 +15,7 @@ from .modeling.image_processing_a2mae import A2MAEImageProcessor
 from .modeling.modeling_a2mae import A2MAEBackbone, A2MAEForPreTraining, A2MAEModel
 
 if TYPE_CHECKING:
+    from .checkpoints import checkpoint
     from .images import Image, ImageSet
     from .modeling.sensors_a2mae import SENSORS, Band, Sensor, get_sensor, register_sensor
     from .raster import read_image, read_image_set, write_raster
@@ -34,6 +35,7 @@ _LAZY = {
     "read_image": ".raster",
     "read_image_set": ".raster",
     "write_raster": ".raster",
+    "checkpoint": ".checkpoints",
     "SENSORS": ".modeling.sensors_a2mae",
     "Band": ".modeling.sensors_a2mae",
     "Sensor": ".modeling.sensors_a2mae",
@@ -66,6 +68,7 @@ __all__ = [
     "ImageSet",
     "Sensor",
     "__version__",
+    "checkpoint",
     "get_sensor",
     "read_image",
     "read_image_set",

@@ -31,7 +31,7 @@ Paths = Annotated[
 ]
 CheckpointName = Annotated[
     str | None,
-    typer.Option("--checkpoint", "-c", help="Folder, or id on the Hugging Face Hub; left out, untrained weights."),
+    typer.Option("--checkpoint", "-c", help="Folder, a2mae-nano, or id on the Hugging Face Hub; left out, a2mae-nano."),
 ]
 SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
 BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
@@ -69,8 +69,6 @@ def embed(
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
     loaded = inference.load_checkpoint(checkpoint, size=size)
     features = inference.embed(loaded, image_set)
-    if loaded.notice:
-        typer.echo(loaded.notice, err=True)
     inference.save_features(features, image_set, output)
     channels, rows, columns = features.maps.shape
     typer.echo(f"{output}: {channels} features on {rows} × {columns} patches, from {len(image_set)} images.")
@@ -99,8 +97,6 @@ def reconstruct(
     image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
     loaded = inference.load_checkpoint(checkpoint, size=size)
     images, masks = inference.reconstruct(loaded, image_set, seed=seed)
-    if loaded.notice:
-        typer.echo(loaded.notice, err=True)
     plotting.plot_reconstruction(image_set, images, masks, output, title=loaded.name)
     typer.echo(f"{output}: input, visible part, reconstruction and error of {len(image_set)} images.")
 

@@ -38,8 +38,6 @@ def run_demo(out: Path, image_set: ImageSet | None = None, checkpoint: str | Non
 
     loaded = inference.load_checkpoint(checkpoint)
     typer.echo(f"Model: {loaded.name}, {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.2f} M parameters.")
-    if loaded.notice:
-        typer.echo(loaded.notice, err=True)
 
     start = time.perf_counter()
     features = inference.embed(loaded, image_set)

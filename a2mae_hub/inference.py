@@ -14,6 +14,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from .checkpoints import DEFAULT, embedded
+from .checkpoints import checkpoint as embedded_checkpoint
 from .images import Image, ImageSet
 from .modeling.batch_a2mae import complete_batch
 from .modeling.configuration_a2mae import A2MAEConfig
@@ -36,25 +38,13 @@ class Checkpoint:
         name: What it was loaded from.
         model: The masked autoencoder, encoder included, in evaluation mode.
         processor: Turns image sets into its input.
-        is_trained: False for the random weights that stand in where no checkpoint is named.
         has_decoder: False for a checkpoint of the encoder alone, which encodes and cannot reconstruct.
     """
 
     name: str
     model: A2MAEForPreTraining
     processor: A2MAEImageProcessor
-    is_trained: bool
     has_decoder: bool
-
-    @property
-    def notice(self) -> str:
-        """What a user has to know about the weights; empty where they are trained."""
-        if self.is_trained:
-            return ""
-        return (
-            "The weights are untrained: features and reconstructions show that everything runs, not what is there."
-            " Name a checkpoint with --checkpoint."
-        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,8 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
     """Load a checkpoint with its processor.
 
     Args:
-        name: Folder, or id on the Hugging Face Hub. None builds an untrained `a2mae-nano` with fixed random weights.
+        name: Folder, name of a checkpoint that comes with the package (`a2mae_hub.checkpoints`), or id on the Hugging
+            Face Hub. None takes `a2mae-nano` of the package.
         size: Rows and columns to which the processor resamples every image; None leaves that to the checkpoint.
 
     Returns:
@@ -92,20 +83,15 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
             this one.
     """
     settings: dict[str, Any] = {} if size is None else {"size": size}
-    if name is None:
-        config = A2MAEConfig.nano()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = A2MAEForPreTraining(config).eval()
-        processor = A2MAEImageProcessor(patch_size=config.patch_size, **settings)
-        return Checkpoint("a2mae-nano (untrained)", model, processor, False, True)
-    name = os.fspath(name)
+    called = DEFAULT if name is None else os.fspath(name)
+    name = str(embedded_checkpoint(called)) if called in embedded() and not os.path.isdir(called) else called
     is_folder = os.path.isdir(name)
     if is_folder:
         _check_folder(Path(name))
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"{name}: no such folder; name a checkpoint folder, or an id of the Hugging Face Hub (owner/name)."
+            f"{name}: no such folder; name a checkpoint folder, one of the package ({', '.join(embedded())}), or an id"
+            " of the Hugging Face Hub (owner/name)."
         )
     try:
         kind = A2MAEConfig.get_config_dict(name)[0].get("model_type")
@@ -139,7 +125,7 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
             f" {model.config.patch_size}; make patch_size the same in both."
         )
     has_decoder = not any(key.startswith("decoder.") for key in report["missing_keys"])
-    return Checkpoint(name, model.eval(), processor, True, has_decoder)
+    return Checkpoint(called, model.eval(), processor, has_decoder)
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
@@ -151,7 +137,7 @@ def _check_weights(name: str, report: dict[str, Any]) -> None:
             f"{name}: {len(misfits)} weights are of another shape than config.json says, the first {key}"
             f" ({tuple(found)}, not {tuple(wanted)}); take both files from one checkpoint."
         )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("decoder."))
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(("decoder.", "projector.")))
     if missing:
         raise ValueError(
             f"{name}: {len(missing)} weights of the encoder are missing, the first {missing[0]}; the file is"

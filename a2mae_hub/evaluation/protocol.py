@@ -102,7 +102,7 @@ def untrained(checkpoint: Checkpoint) -> Checkpoint:
         torch.manual_seed(0)
         model = A2MAEForPreTraining(copy.deepcopy(given.config)).eval()
     model.to(device=given.device, dtype=given.dtype)
-    return Checkpoint(f"{checkpoint.name} (untrained)", model, checkpoint.processor, False, checkpoint.has_decoder)
+    return Checkpoint(f"{checkpoint.name} (untrained)", model, checkpoint.processor, checkpoint.has_decoder)
 
 
 def _classify(models: dict[str, Checkpoint], task: Task, root: Path) -> dict[str, Any]:

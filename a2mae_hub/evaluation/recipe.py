@@ -32,9 +32,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from a2mae_hub.stssd.recipe import _check_sensor, _check_text, _checked, _is_number, _listed, _Loader
+from a2mae_hub.recipe_files import check_sensor, check_text, checked, is_number, listed, read_yaml
 
 CLASSIFICATION, FEW_SHOT, SEGMENTATION, RECONSTRUCTION = "classification", "few-shot", "segmentation", "reconstruction"
 KINDS = (CLASSIFICATION, FEW_SHOT, SEGMENTATION, RECONSTRUCTION)
@@ -93,11 +91,11 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check what can be checked without opening a file."""
-        _check_text("name", self.name, optional=False)
+        check_text("name", self.name, optional=False)
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}, and must be one of {', '.join(KINDS)}.")
         for key in _TEXTS:
-            _check_text(key, getattr(self, key), optional=True)
+            check_text(key, getattr(self, key), optional=True)
         self._check_numbers()
         self._check_texts()
         self._check_what_goes_together()
@@ -107,13 +105,13 @@ class Task:
         for key in ("scale", "offset", "ignore"):
             value = getattr(self, key)
             each = value if isinstance(value, (list, tuple)) else [value]
-            if value is not None and not all(_is_number(number) and math.isfinite(number) for number in each):
+            if value is not None and not all(is_number(number) and math.isfinite(number) for number in each):
                 raise ValueError(f"{key} is {value!r}, and must be a number, or a list of them.")
-        if self.nodata is not None and not _is_number(self.nodata):
+        if self.nodata is not None and not is_number(self.nodata):
             raise ValueError(f"nodata is {self.nodata!r}, and must be a number.")
         for key, lowest in (("label_band", 1), ("test_every", 2)):
             value = getattr(self, key)
-            if value is not None and not (isinstance(value, int) and _is_number(value) and value >= lowest):
+            if value is not None and not (isinstance(value, int) and is_number(value) and value >= lowest):
                 raise ValueError(f"{key} is {value!r}, and must be a whole number from {lowest} on.")
 
     def _check_texts(self) -> None:
@@ -127,7 +125,7 @@ class Task:
         if self.labels is not None and len(self.labels) != 2:
             raise ValueError(f"labels is {list(self.labels)}, and must be two texts: what to replace, and by what.")
         if self.sensor is not None:
-            _check_sensor("sensor", self.sensor)
+            check_sensor("sensor", self.sensor)
         if self.test_names is not None:
             try:
                 re.compile(self.test_names)
@@ -194,18 +192,11 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         ValueError: If it is no recipe; names the file, the task and the key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe; check the path.")
+    content = read_yaml(path, "docs/recipes/open_evaluation.yaml")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); see docs/recipes/open_evaluation.yaml for a recipe."
-        ) from error
-    try:
-        top = _checked(content, ("root", "tasks"), "the recipe")
-        _check_text("root", top.get("root"), optional=True)
-        tasks = tuple(_task(item, number) for number, item in enumerate(_listed(top.get("tasks"), "tasks"), start=1))
+        top = checked(content, ("root", "tasks"), "the recipe")
+        check_text("root", top.get("root"), optional=True)
+        tasks = tuple(_task(item, number) for number, item in enumerate(listed(top.get("tasks"), "tasks"), start=1))
         folder = Path(root) if root is not None else path.parent / (top.get("root") or ".")
         return Recipe(tasks, folder)
     except ValueError as error:
@@ -214,7 +205,7 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
 
 def _task(item: Any, number: int) -> Task:
     """Read one task."""
-    known = _checked(item, [field.name for field in fields(Task)], f"task {number}")
+    known = checked(item, [field.name for field in fields(Task)], f"task {number}")
     what = f"task {known.get('name', number)!r}"
     for field in fields(Task):
         if field.default is MISSING and field.name not in known:

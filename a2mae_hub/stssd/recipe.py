@@ -22,15 +22,12 @@ import numbers
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from a2mae_hub.modeling.sensors_a2mae import get_sensor
 from a2mae_hub.products import parse_time
+from a2mae_hub.recipe_files import check_sensor, check_text, checked, is_number, listed, read_yaml
 
 GRID, FOOTPRINTS = "grid", "footprints"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -80,20 +77,20 @@ class Scenes:
             if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) and text for text in value):
                 raise ValueError(f"{name} is {value!r}, and must be a list of texts; quote what is no text to YAML.")
         for name in ("sensor", "acquired", "licence"):
-            _check_text(name, getattr(self, name), optional=True)
+            check_text(name, getattr(self, name), optional=True)
         for name in ("scale", "offset"):
             value = getattr(self, name)
             each = value if isinstance(value, (list, tuple)) and value else [value]
-            if value is not None and not all(_is_number(number) and math.isfinite(number) for number in each):
+            if value is not None and not all(is_number(number) and math.isfinite(number) for number in each):
                 raise ValueError(f"{name} is {value!r}, and must be a number, or a list of one per band.")
-        if self.nodata is not None and not _is_number(self.nodata):
+        if self.nodata is not None and not is_number(self.nodata):
             raise ValueError(f"nodata is {self.nodata!r}, and must be a number.")
         if not self.paths and not self.stac:
             raise ValueError("paths or stac is missing.")
         if self.bands is not None and not self.bands:
             raise ValueError("bands is empty; name at least one, or leave it out.")
         if self.sensor is not None:
-            _check_sensor("sensor", self.sensor)
+            check_sensor("sensor", self.sensor)
         if self.finds_time:
             try:
                 re.compile(str(self.acquired))
@@ -151,42 +148,23 @@ class Collection:
         if not self.scenes:
             raise ValueError(f"{what}: scenes is empty, so there is nothing to sample.")
         for name in ("kind", "sampling", "derive"):
-            _check_text(f"{what}: {name}", getattr(self, name), optional=name == "derive")
+            check_text(f"{what}: {name}", getattr(self, name), optional=name == "derive")
         for name in ("size", "spacing"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            if value is not None and not (is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{what}: {name} is {value!r}, and must be a positive number of metres.")
         if self.size is None and self.sampling != FOOTPRINTS:
             raise ValueError(f"{what}: size in metres is missing; only sampling: footprints can do without.")
         for share in ("max_cloud", "max_nodata", "validation"):
             value = getattr(self, share)
-            if not (_is_number(value) and 0 <= value <= 1):
+            if not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{what}: {share} is {value!r}, and must be a share from 0 to 1.")
         if isinstance(self.images, bool) or not isinstance(self.images, numbers.Integral) or self.images < 1:
             raise ValueError(f"{what}: images is {self.images!r}, and must be a whole number from 1 on.")
         if self.derive is not None and self.images < 2:
             raise ValueError(f"{what}: derive makes a second image, and images is {self.images}; allow at least 2.")
         if self.derive is not None:
-            _check_sensor(f"{what}: derive", self.derive)
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a number; true and false are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _check_text(what: str, value: Any, *, optional: bool) -> None:
-    """Raise ValueError where a value is no text."""
-    if not (isinstance(value, str) and value) and not (optional and value is None):
-        raise ValueError(f"{what} is {value!r}, and must be a text; quote what is none to YAML.")
-
-
-def _check_sensor(what: str, name: str) -> None:
-    """Raise ValueError where a text is no sensor of the registry."""
-    try:
-        get_sensor(name)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+            check_sensor(f"{what}: derive", self.derive)
 
 
 @dataclass(frozen=True)
@@ -228,18 +206,11 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         ValueError: If it is no recipe; names the file, the collection and the key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe; check the path.")
+    content = read_yaml(path, "docs/stssd.md")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not YAML ({' '.join(str(error).split())}); see docs/stssd.md for a recipe."
-        ) from error
-    try:
-        top = _checked(content, ("root", "collections"), "the recipe")
-        _check_text("root", top.get("root"), optional=True)
-        entries = _listed(top.get("collections"), "collections")
+        top = checked(content, ("root", "collections"), "the recipe")
+        check_text("root", top.get("root"), optional=True)
+        entries = listed(top.get("collections"), "collections")
         collections = tuple(_collection(item, number) for number, item in enumerate(entries, start=1))
         folder = Path(root) if root is not None else path.parent / (top.get("root") or ".")
         return Recipe(collections, folder)
@@ -247,39 +218,17 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         raise ValueError(f"{path}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads YAML, with numbers such as 1e-4 as numbers and dates as text; refuses keys that are there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping of a node."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key, count in Counter(keys).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-# YAML 1.1, which PyYAML reads, wants a point in a number with an exponent; YAML 1.2 and people do not.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _collection(item: Any, number: int) -> Collection:
     """Read one collection."""
-    known = _checked(item, [field.name for field in fields(Collection)], f"collection {number}")
+    known = checked(item, [field.name for field in fields(Collection)], f"collection {number}")
     what = f"collection {known.get('name', number)!r}"
     for field in fields(Collection):
         if field.default is MISSING and field.name not in known:
             raise ValueError(f"{what}: {field.name} is missing.")
     scenes = []
-    for position, entry in enumerate(_listed(known["scenes"], f"{what}: scenes"), start=1):
+    for position, entry in enumerate(listed(known["scenes"], f"{what}: scenes"), start=1):
         where = f"{what}: scenes {position}"
-        facts = dict(_checked(entry, [field.name for field in fields(Scenes)], where))
+        facts = dict(checked(entry, [field.name for field in fields(Scenes)], where))
         for name in ("paths", "stac"):
             # Left empty is left out.
             if name in facts and facts[name] is None:
@@ -298,23 +247,6 @@ def _collection(item: Any, number: int) -> Collection:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     return Collection(**{**known, "scenes": tuple(scenes)})
-
-
-def _checked(item: Any, keys: Sequence[str], what: str) -> Mapping[str, Any]:
-    """Return a mapping that has no keys but these."""
-    if not isinstance(item, Mapping):
-        raise ValueError(f"{what} must be a mapping with some of the keys {', '.join(keys)}, not {item!r}.")
-    unknown = [str(key) for key in item if key not in keys]
-    if unknown:
-        raise ValueError(f"{what} has the unknown key {unknown[0]!r}; known are {', '.join(keys)}.")
-    return item
-
-
-def _listed(item: Any, what: str) -> list[Any]:
-    """Return a list that holds something."""
-    if not isinstance(item, list) or not item:
-        raise ValueError(f"{what} must be a list with at least one entry, not {item!r}.")
-    return item
 
 
 def acquired_from_path(pattern: str, path: str) -> str:

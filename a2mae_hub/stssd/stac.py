@@ -347,7 +347,7 @@ def _resolution(key: str, fact: Mapping[str, Any]) -> float:
     """Return the ground resolution of an asset in metres, infinite where it is not told."""
     told = fact.get("spatial_resolution", fact.get("gsd"))
     in_key = re.search(r"_(\d+)m$", key)
-    return float(told) if _is_number(told) else float(in_key[1]) if in_key else math.inf
+    return float(told) if _is_finite(told) else float(in_key[1]) if in_key else math.inf
 
 
 def _gdal_path(href: str) -> str:
@@ -479,7 +479,7 @@ def _band_name(sensor: Sensor, fact: Mapping[str, Any], texts: Sequence[str]) ->
         if found:
             return found
     common, wavelength = str(fact.get("common_name") or ""), fact.get("center_wavelength")
-    if not _is_number(wavelength):
+    if not _is_finite(wavelength):
         return _found(sensor, common)
     distances = {band.name: abs(band.wavelength - 1000 * wavelength) for band in sensor.bands}  # told in micrometres
     if common:
@@ -530,7 +530,7 @@ def _calibration(
         # Element 84 has taken the offset of processing baseline 4 off the pixels, and may still list it.
         offset = 0.0
     elevation = item.properties.get("view:sun_elevation")
-    if sensor.name.endswith("-toa") and scale is None and offset is None and _is_number(elevation) and elevation > 0:
+    if sensor.name.endswith("-toa") and scale is None and offset is None and _is_finite(elevation) and elevation > 0:
         # As for Landsat's own metadata file; see `read_landsat_mtl`.
         sine = math.sin(math.radians(elevation))
         scale, offset = sensor.scale / sine, sensor.offset / sine
@@ -539,7 +539,7 @@ def _calibration(
 
 def _numbers(values: Sequence[Any]) -> float | tuple[float, ...] | None:
     """Return one number where all are equal, a tuple where they differ, None where one is missing."""
-    if not values or not all(_is_number(value) for value in values):
+    if not values or not all(_is_finite(value) for value in values):
         return None
     numbers = tuple(float(value) for value in values)
     return numbers[0] if len(set(numbers)) == 1 else numbers
@@ -562,7 +562,7 @@ def _acquired(item: pystac.Item) -> datetime | None:
 def _cloud_share(item: pystac.Item) -> float | None:
     """Return the cloud cover as a share; None where it is not told (Landsat writes −1)."""
     cover = item.properties.get("eo:cloud_cover")
-    return cover / 100 if _is_number(cover) and 0 <= cover <= 100 else None
+    return cover / 100 if _is_finite(cover) and 0 <= cover <= 100 else None
 
 
 def _licence(item: pystac.Item) -> str | None:
@@ -591,7 +591,7 @@ def _collection(item: pystac.Item) -> pystac.Collection | None:
     return _parse(pystac.Collection, _load(href), href, href)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def _is_finite(value: Any) -> TypeGuard[float]:
     """Return whether the value is a finite number (booleans and texts are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -104,7 +104,7 @@ class ReconstructionFigures(TrainerCallback):
         was_training = model.training
         step = state.global_step
         try:
-            checkpoint = Checkpoint(f"step {step}", model.eval(), self.processor, True, True)
+            checkpoint = Checkpoint(f"step {step}", model.eval(), self.processor, True)
             images, masks = reconstruct(checkpoint, self.image_set)
         finally:
             model.train(was_training)

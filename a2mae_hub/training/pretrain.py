@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from .order import EndlessSets
 _ADAM_BETAS = (0.9, 0.95)
 _WEIGHT_DECAY = 0.05
 _MAX_GRADIENT_NORM = 1.0
+
+_CANDIDATES = 100  # for the figures of reconstructions
 
 _SETTINGS, _REPORT = "pretraining.json", "training.json"
 
@@ -130,7 +133,7 @@ def pretrain(
     warmup_steps = steps // 20 if warmup_steps is None else warmup_steps
     if not 0 <= warmup_steps < steps:
         raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and less than steps={steps}.")
-    streams = {(os.fspath(path), kind): stream for path in shards for kind, stream in _by_kind(path, seed)}
+    streams = {(os.fspath(path), kind): stream for path in shards for kind, stream in streams_by_kind(path, seed)}
     set_seed(seed)
     model, processor = _model(config, checkpoint)
     collator = PretrainingCollator(processor, views=2 if model.config.contrastive_weight else 1)
@@ -272,7 +275,7 @@ def _num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _by_kind(path: str | os.PathLike[str], seed: int) -> Iterator[tuple[str, ImageSetStream]]:
+def streams_by_kind(path: str | os.PathLike[str], seed: int) -> Iterator[tuple[str, ImageSetStream]]:
     """Open the sets to train on, kind by kind: of the split "train", or all where there are no splits of usual names.
 
     Raises:
@@ -296,14 +299,15 @@ def _fingerprint(stream: ImageSetStream) -> str:
 
 
 def _example(path: str | os.PathLike[str], processor: A2MAEImageProcessor) -> StoredSet:
-    """Return a view of the set to draw reconstructions of: the first for validation, else the first of all."""
+    """Return a view of the set to draw: the one of most images among some that are kept for validation."""
     try:
-        stream = load(path, split="validation")
+        stream = load(path, split="validation", shuffle=True)
     except ValueError:
-        stream = load(path)
+        stream = load(path, shuffle=True)
+    example = max(islice(stream, _CANDIDATES), key=lambda row: len(row["images"]))
     # The ground around the centre, four times what is trained on; a whole image may be too much for one pass.
     view = PretrainingCollator(processor, side=16, augment=False).view
-    return view(from_row(next(iter(stream))), np.random.default_rng(0))
+    return view(from_row(example), np.random.default_rng(0))
 
 
 def _model(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from a2mae_hub import A2MAEConfig, A2MAEForPreTraining, A2MAEImageProcessor, A2MAEModel, Image, ImageSet, read_image_set
+from a2mae_hub.checkpoints import checkpoint as a2mae_checkpoint
 from a2mae_hub.inference import MAX_TOKENS, Checkpoint, embed, load_checkpoint, reconstruct, save_features
 from a2mae_hub.plotting import physical_pixels
 
@@ -24,7 +25,7 @@ SHORE = (2.800, 42.340, 2.810, 42.348)
 
 
 @pytest.fixture(scope="module")
-def untrained() -> Checkpoint:
+def nano() -> Checkpoint:
     return load_checkpoint()
 
 
@@ -76,19 +77,17 @@ def simple_set(count: int = 2, size: int = 24, nodata: int | None = None) -> Ima
 
 def test_a_saved_checkpoint_is_loaded_with_its_processor_and_weights(saved):
     checkpoint = load_checkpoint(saved)
-    assert checkpoint.name == str(saved) and checkpoint.is_trained and checkpoint.has_decoder
+    assert checkpoint.name == str(saved) and checkpoint.has_decoder
     assert not checkpoint.model.training and checkpoint.processor == A2MAEImageProcessor(patch_size=8)
     weights = load_file(saved / "model.safetensors")
     assert weights and all(torch.equal(value, weights[name]) for name, value in checkpoint.model.state_dict().items())
 
 
-def test_without_a_name_the_weights_are_untrained_and_always_the_same():
-    state = torch.get_rng_state()
-    first, second = load_checkpoint(), load_checkpoint()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not first.is_trained
-    other = second.model.state_dict()
-    assert all(torch.equal(value, other[name]) for name, value in first.model.state_dict().items())
+def test_without_a_name_the_checkpoint_is_that_of_the_package():
+    unnamed, named = load_checkpoint(), load_checkpoint("a2mae-nano")
+    assert unnamed.name == named.name == "a2mae-nano" and unnamed.has_decoder
+    weights = load_file(a2mae_checkpoint("a2mae-nano") / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in unnamed.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere", "./owner/name", "a/b/c", "~/checkpoint"])
@@ -195,15 +194,15 @@ def real_set(shared, name: str) -> ImageSet:
 @pytest.mark.parametrize(
     ("name", "images", "gsd"), [("naip", 3, 5.0), ("landsat", 2, 30.0), ("bigearthnet", 1, 10.0), ("boadella", 8, 10.0)]
 )
-def test_the_map_of_a_real_set_lies_on_the_ground_where_its_anchor_does(shared, untrained, name, images, gsd):
+def test_the_map_of_a_real_set_lies_on_the_ground_where_its_anchor_does(shared, nano, name, images, gsd):
     image_set = real_set(shared, name)
     assert len(image_set) == images
-    features = embed(untrained, image_set)
+    features = embed(nano, image_set)
     anchor = image_set[0]
     height, width = anchor.pixels.shape[1:]
     rows, columns = math.ceil(height / 8), math.ceil(width / 8)
     assert features.maps.shape == (128, rows, columns) and features.maps.dtype == np.float32
-    assert features.pooled.shape == (128,) and np.isfinite(features.pooled).all()
+    assert features.pooled.shape == (256,) and np.isfinite(features.pooled).all()
     assert np.isfinite(features.maps).all()
 
     # On the ellipsoid, by an independent library: a cell spans 8 pixels, and the maps of both begin at one corner.
@@ -217,13 +216,13 @@ def test_the_map_of_a_real_set_lies_on_the_ground_where_its_anchor_does(shared, 
         assert ellipsoid.inv(*corner, *there)[2] == pytest.approx(8 * gsd, rel=4e-3)
 
 
-def test_ground_without_data_in_any_image_has_no_features(untrained):
+def test_ground_without_data_in_any_image_has_no_features(nano):
     images = simple_set(nodata=0)
-    whole = embed(untrained, images)
+    whole = embed(nano, images)
     for image in images:
         image.pixels[:, :8, :8] = 0
     images[0].pixels[:, 16:, 16:] = 0
-    features = embed(untrained, images)
+    features = embed(nano, images)
     assert np.isfinite(whole.maps).all()
     hidden = np.isnan(features.maps)
     assert hidden[:, 0, 0].all()
@@ -231,48 +230,48 @@ def test_ground_without_data_in_any_image_has_no_features(untrained):
     assert hidden.sum() == 128
 
 
-def test_the_map_of_one_image_is_its_own_tokens_row_by_row(untrained):
+def test_the_map_of_one_image_is_its_own_tokens_row_by_row(nano):
     images = simple_set(count=1, size=28)
-    batch = untrained.processor(images, return_tensors="pt")
+    batch = nano.processor(images, return_tensors="pt")
     with torch.no_grad():
-        outputs = untrained.model.a2mae(**batch)
-    features = embed(untrained, images)
+        outputs = nano.model.a2mae(**batch)
+    features = embed(nano, images)
     tokens = outputs.last_hidden_state[0, 1:].T.reshape(128, 4, 4)
     np.testing.assert_allclose(features.maps, tokens.numpy(), rtol=0, atol=2e-5)
     np.testing.assert_allclose(features.pooled, outputs.pooler_output[0].numpy(), rtol=0, atol=1e-6)
 
 
-def test_the_order_of_the_images_changes_nothing(shared, untrained):
+def test_the_order_of_the_images_changes_nothing(shared, nano):
     image_set = real_set(shared, "naip")
     turned = ImageSet(image_set.images[::-1], anchor=2)
-    first, second = embed(untrained, image_set), embed(untrained, turned)
+    first, second = embed(nano, image_set), embed(nano, turned)
     np.testing.assert_allclose(first.pooled, second.pooled, rtol=0, atol=1e-5)
     np.testing.assert_allclose(first.maps, second.maps, rtol=0, atol=1e-4)
     # The dates differ, so that dropping one does change the features.
-    assert np.abs(embed(untrained, ImageSet(image_set.images[:2])).pooled - first.pooled).max() > 1e-3
+    assert np.abs(embed(nano, ImageSet(image_set.images[:2])).pooled - first.pooled).max() > 1e-3
 
 
-def test_a_resampled_set_keeps_the_ground_that_it_covers(untrained):
+def test_a_resampled_set_keeps_the_ground_that_it_covers(nano):
     processor = A2MAEImageProcessor(patch_size=8, size=16)
-    features = embed(Checkpoint("resampled", untrained.model, processor, False, True), simple_set(size=24))
+    features = embed(Checkpoint("resampled", nano.model, processor, True), simple_set(size=24))
     assert features.maps.shape == (128, 2, 2)
     assert features.transform == (120, 0, 500_000, 0, -120, 4_690_000)
 
 
-def test_a_set_too_large_for_one_pass_is_refused_before_it_is_encoded(untrained):
+def test_a_set_too_large_for_one_pass_is_refused_before_it_is_encoded(nano):
     side = 8 * (math.isqrt(MAX_TOKENS) + 1)
     large = Image(np.full((1, side, side), 1_500, np.uint16), ["B08"], "sentinel-2-l2a", gsd=10.0)
     with pytest.raises(ValueError, match=f"more than the {MAX_TOKENS} of one pass; read a part of them with bounds"):
-        embed(untrained, ImageSet([large]))
+        embed(nano, ImageSet([large]))
 
 
 # ------------------------------------------------------------------------------------------------------ reconstructions
 
 
 @pytest.mark.parametrize("name", ["naip", "landsat"])
-def test_what_the_model_saw_is_shown_as_it_is_and_three_quarters_are_hidden(shared, untrained, name):
+def test_what_the_model_saw_is_shown_as_it_is_and_three_quarters_are_hidden(shared, nano, name):
     image_set = real_set(shared, name)
-    images, masks = reconstruct(untrained, image_set, seed=4)
+    images, masks = reconstruct(nano, image_set, seed=4)
     for image, drawn, mask in zip(image_set, images, masks, strict=True):
         assert drawn.shape == image.pixels.shape and mask.shape == image.pixels.shape[1:]
         given = physical_pixels(image)
@@ -284,17 +283,17 @@ def test_what_the_model_saw_is_shown_as_it_is_and_three_quarters_are_hidden(shar
         assert corners.mean() == pytest.approx(0.75, abs=1 / corners.size)
 
 
-def test_one_seed_is_one_mask_and_one_reconstruction(untrained):
+def test_one_seed_is_one_mask_and_one_reconstruction(nano):
     images = simple_set(size=48)
-    first, again, other = (reconstruct(untrained, images, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (reconstruct(nano, images, seed=seed) for seed in (1, 1, 2))
     for one, two in zip(first[0] + first[1], again[0] + again[1], strict=True):
         np.testing.assert_array_equal(one, two)
     assert any((one != two).any() for one, two in zip(first[1], other[1], strict=True))
 
 
-def test_without_pasting_the_visible_ground_is_not_the_input(untrained):
+def test_without_pasting_the_visible_ground_is_not_the_input(nano):
     images = simple_set()
-    drawn, masks = reconstruct(untrained, images, paste_visible=False)
+    drawn, masks = reconstruct(nano, images, paste_visible=False)
     assert np.isnan(drawn[0][:, ~masks[0]]).all() and np.isfinite(drawn[0][:, masks[0]]).all()
 
 
@@ -302,11 +301,11 @@ def test_without_pasting_the_visible_ground_is_not_the_input(untrained):
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
-def test_a_map_is_written_as_a_geotiff_on_its_own_grid(untrained, tmp_path, suffix):
+def test_a_map_is_written_as_a_geotiff_on_its_own_grid(nano, tmp_path, suffix):
     images = simple_set(nodata=0)
     for image in images:
         image.pixels[:, :8, :8] = 0
-    features = embed(untrained, images)
+    features = embed(nano, images)
     save_features(features, images, tmp_path / f"map{suffix}")
     with rasterio.open(tmp_path / f"map{suffix}") as dataset:
         np.testing.assert_array_equal(dataset.read(), features.maps)
@@ -317,10 +316,10 @@ def test_a_map_is_written_as_a_geotiff_on_its_own_grid(untrained, tmp_path, suff
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_archive_holds_the_features_and_what_they_are_of(untrained, tmp_path):
+def test_an_archive_holds_the_features_and_what_they_are_of(nano, tmp_path):
     images = simple_set()
     images[1].acquired = None
-    features = embed(untrained, images)
+    features = embed(nano, images)
     save_features(features, images, tmp_path / "features.npz")
     with np.load(tmp_path / "features.npz") as archive:
         assert sorted(archive) == ["acquired", "crs", "maps", "pooled", "sensors", "transform"]
@@ -331,9 +330,9 @@ def test_an_archive_holds_the_features_and_what_they_are_of(untrained, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
 
 
-def test_an_image_without_georeference_gives_features_without(untrained, tmp_path):
+def test_an_image_without_georeference_gives_features_without(nano, tmp_path):
     images = ImageSet([Image(simple_set()[0].pixels, ["B02", "B03", "B04", "B08"], "sentinel-2-l2a", gsd=10.0)])
-    features = embed(untrained, images)
+    features = embed(nano, images)
     assert features.crs is None and features.transform is None
     save_features(features, images, tmp_path / "features.npz")
     with np.load(tmp_path / "features.npz") as archive:
@@ -341,7 +340,7 @@ def test_an_image_without_georeference_gives_features_without(untrained, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["features.npz", "features.tif"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(untrained, tmp_path, monkeypatch, name):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(nano, tmp_path, monkeypatch, name):
     images = simple_set(count=1)
     (tmp_path / name).write_text("old")
 
@@ -350,13 +349,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(untrained, tmp_
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(PermissionError):
-        save_features(embed(untrained, images), images, tmp_path / name)
+        save_features(embed(nano, images), images, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "old"
 
 
-def test_a_name_that_cannot_be_written_to_is_refused(untrained, tmp_path):
+def test_a_name_that_cannot_be_written_to_is_refused(nano, tmp_path):
     images = simple_set(count=1)
-    features = embed(untrained, images)
+    features = embed(nano, images)
     with pytest.raises(ValueError, match=r"features.csv: this is written as .npz, .tif, .tiff"):
         save_features(features, images, tmp_path / "features.csv")
     with pytest.raises(FileNotFoundError, match=r"the folder .*/missing does not exist; create it first"):

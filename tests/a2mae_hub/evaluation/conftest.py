@@ -37,7 +37,7 @@ def tiny() -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = A2MAEForPreTraining(A2MAEConfig.nano(**SIZES)).eval()
-    return Checkpoint("tiny", model, A2MAEImageProcessor(patch_size=8), True, True)
+    return Checkpoint("tiny", model, A2MAEImageProcessor(patch_size=8), True)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_features_do_not_depend_on_the_pooling_of_the_checkpoint(tiny, make_imag
     config = type(tiny.model.config).from_dict({**tiny.model.config.to_dict(), "pooling": pooling})
     model = A2MAEForPreTraining(config).eval()
     model.load_state_dict(tiny.model.state_dict())
-    other = Checkpoint("other", model, tiny.processor, True, True)
+    other = Checkpoint("other", model, tiny.processor, True)
     np.testing.assert_allclose(embed_images(other, [make_image()]), embed_images(tiny, [make_image()]), atol=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_maps_hold_the_tokens_row_by_row_and_nothing_where_no_data_is(tiny, make
 
 def test_the_patch_of_a_resampled_image_counts_in_its_own_pixels(tiny, make_image):
     processor = type(tiny.processor)(patch_size=8, size=32)
-    checkpoint = Checkpoint("resampling", tiny.model, processor, True, True)
+    checkpoint = Checkpoint("resampling", tiny.model, processor, True)
     (only,) = embed_maps(checkpoint, [make_image(16, 24)])
     assert only.values.shape[1:] == (4, 4) and only.patch == (4, 6)
 

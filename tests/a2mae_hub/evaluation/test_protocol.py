@@ -88,7 +88,7 @@ def test_the_command_prints_the_table_and_writes_the_report(saved, collection, t
 
 
 def test_a_checkpoint_that_cannot_reconstruct_is_refused_before_any_work(tiny, collection):
-    encoder = Checkpoint("encoder", tiny.model, tiny.processor, True, False)
+    encoder = Checkpoint("encoder", tiny.model, tiny.processor, False)
     (collection / "pictures.parquet").unlink()
     with pytest.raises(ValueError, match="encoder: has no decoder"):
         evaluate(encoder, collection / "recipe.yaml")
@@ -119,6 +119,5 @@ def test_the_open_recipe_on_real_images(shared):
     # Thirteen bands tell two thirds of the scenes by their statistics, and texture tells more.
     assert accuracy["raw statistics"] == pytest.approx(0.67, abs=0.03)
     assert accuracy["hand-made numbers"] == pytest.approx(0.75, abs=0.03)
-    # Random weights with the same seed are the untrained model.
-    assert accuracy["model"] == accuracy["untrained"]
+    assert accuracy["model"] > accuracy["untrained"]
     assert np.isfinite(list(accuracy.values())).all()

@@ -101,14 +101,14 @@ def test_the_report_repeats_and_the_masks_are_those_of_the_seed(tiny, make_set):
 
 def test_a_checkpoint_that_is_told_the_spread_of_the_truth_is_refused(tiny):
     config = type(tiny.model.config).from_dict({**tiny.model.config.to_dict(), "normalize_targets": True})
-    checkpoint = Checkpoint("flattered", A2MAEForPreTraining(config).eval(), tiny.processor, True, True)
+    checkpoint = Checkpoint("flattered", A2MAEForPreTraining(config).eval(), tiny.processor, True)
     with pytest.raises(ValueError, match="flattered: predicts patches normalised"):
         reconstruction_errors(checkpoint, [])
 
 
 def test_a_checkpoint_without_a_decoder_is_refused(tiny):
     with pytest.raises(ValueError, match="encoder: has no decoder"):
-        reconstruction_errors(Checkpoint("encoder", tiny.model, tiny.processor, True, False), [])
+        reconstruction_errors(Checkpoint("encoder", tiny.model, tiny.processor, False), [])
 
 
 def test_without_sets_there_is_nothing_to_measure(tiny):

@@ -60,9 +60,9 @@ def test_the_example_in_the_documentation_of_the_module_can_be_read(tmp_path):
 def test_the_shipped_recipe_can_be_read():
     recipe = read_recipe(SHIPPED)
     assert recipe.root == SHIPPED.parent
-    assert len(recipe.collections) == len({collection.name for collection in recipe.collections}) == 8
+    assert len(recipe.collections) == len({collection.name for collection in recipe.collections}) == 10
     whole = {collection.name for collection in recipe.collections if collection.size is None}
-    assert whole == {"naip-cities", "bigearthnet", "chips", "water"}
+    assert whole == {"naip-cities", "bigearthnet", "chips", "water", "water-evaluation"}
     assert all(entry.licence for collection in recipe.collections for entry in collection.scenes)
 
 
@@ -80,11 +80,13 @@ def test_the_shipped_recipe_finds_the_scenes_it_is_for(shared):
         found[collection.name] = (len(scenes), min(len(location.scenes) for location in locations))
     assert found == {
         "boadella": (8, 8),
-        "bark-beetle": (200, 2),
+        "bark-beetle": (160, 2),
+        "bark-beetle-evaluation": (40, 2),
         "naip-prairie": (3, 3),
         "brumadinho": (2, 1),
         "bigearthnet": (11, 1),
-        "water": (120, 1),
+        "water": (100, 1),
+        "water-evaluation": (20, 1),
     }
 
 

@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_begun_again(shards, tmp_path, small_config, monke
     (tmp_path / "run" / "training.json").unlink()
     (tmp_path / "run" / "model.safetensors").unlink()
     assert pretrain([shards], tmp_path / "run", config=small_config(), **FAST) == report
-    assert load_checkpoint(tmp_path / "run").is_trained
+    assert load_checkpoint(tmp_path / "run").has_decoder
 
 
 _KILLED = """
