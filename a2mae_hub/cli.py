@@ -1,4 +1,4 @@
-"""The command line: `a2mae embed`, `reconstruct`, `info`, `demo`, `pretrain`, `evaluate`, and `a2mae stssd …`."""
+"""The command line. What a group of commands does lies with the part of the package that does it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
+from .conversion.commands import convert_app, export_app
 from .evaluation.commands import evaluate
 from .images import ImageSet
 from .stssd.commands import app as stssd_app
@@ -22,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(stssd_app, name="stssd")
+app.add_typer(convert_app, name="convert")
+app.add_typer(export_app, name="export")
 app.command()(pretrain)
 app.command()(evaluate)
 
