@@ -11,6 +11,7 @@ import typer
 from transformers.utils import logging
 
 from .conversion.commands import convert_app, export_app
+from .conversion.hub_commands import list_checkpoints, push, push_data
 from .evaluation.commands import evaluate
 from .images import ImageSet
 from .stssd.commands import app as stssd_app
@@ -27,6 +28,9 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.command()(pretrain)
 app.command()(evaluate)
+app.command()(push)
+app.command("list")(list_checkpoints)
+stssd_app.command("push")(push_data)
 
 Paths = Annotated[
     list[str],

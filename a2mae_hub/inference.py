@@ -116,7 +116,7 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
             raise ValueError(f"{_one_line(error)}; save the checkpoint again.") from error
         raise FileNotFoundError(
             f"{name}: no such folder, and no checkpoint of this id could be fetched from the Hugging Face Hub; check"
-            " the name, and the connection."
+            " the name and the connection, and log in with `hf auth login` if it is private."
         ) from error
     _check_weights(name, report)
     if processor.patch_size != model.config.patch_size:

@@ -1,1 +1,293 @@
-"""Model card template and one card per published checkpoint."""
+"""Model cards: what a checkpoint is, how it was trained, what was measured, filled into one template."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+_TEMPLATE = Path(__file__).parent / "model.md.jinja"
+_TAGS = ["a2mae", "earth-observation", "geospatial", "masked-autoencoder", "remote-sensing", "satellite", "timeseries"]
+_DATES = ("2023-04-05", "2023-06-24", "2023-09-12", "2023-11-20")
+_SENSOR = "sentinel-2-l2a"
+_POINTS = 10  # of the loss, in the table
+
+# The Hub's tasks (hf.co/tasks) for the kinds of `a2mae evaluate`.
+_TASKS = {
+    "classification": "image-classification",
+    "few-shot": "image-classification",
+    "segmentation": "image-segmentation",
+    "reconstruction": "image-feature-extraction",
+}
+
+
+def model_card(
+    folder: str | os.PathLike[str],
+    report: str | os.PathLike[str] | None = None,
+    *,
+    repo_id: str | None = None,
+    datasets: Sequence[str] = (),
+) -> str:
+    """Return the card of a checkpoint: metadata in YAML for the Hub, and text in Markdown.
+
+    Args:
+        folder: As `save_pretrained` of model and processor, or `a2mae pretrain`, wrote it. What `training.json` tells
+            goes into the card; where the shards are still where they were, so do the licences of their images.
+        report: What `a2mae evaluate -o report.json` wrote; None leaves results out, and says so.
+        repo_id: Id that the checkpoint will have on the Hub, for the examples; None writes them for the folder's path.
+        datasets: Ids on the Hub of the data sets that it was trained on.
+
+    Returns:
+        The text of README.md.
+
+    Raises:
+        FileNotFoundError: If the folder, its files or the report are not there.
+        ValueError: If one of the files cannot be read, or the report says nothing of a model.
+    """
+    from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
+    from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
+
+    folder = Path(folder)
+    settings, processor = _read(folder / "config.json"), _read(folder / "preprocessor_config.json")
+    training = _read(folder / "training.json") if (folder / "training.json").is_file() else None
+    tasks = _tasks(Path(report)) if report is not None else []
+    encoder, decoder = count_parameters(folder)
+    config, sensors = A2MAEConfig.from_dict(settings), A2MAEImageProcessor.from_dict(processor).sensors
+    title = (repo_id or folder.absolute().name).split("/")[-1]
+    released = config.coordinate_layout == "released"
+    sensor = next((one for one in sensors if one.name == _SENSOR), sensors[0])
+    usual = [band for band in sensor.bands if band.common_name in ("blue", "green", "red", "nir")]
+    bands = sensor.bands[: config.num_channels] if config.spectral_projection == "identity" else usual or sensor.bands
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=_TAGS,
+        datasets=list(datasets) or None,
+        model_name=title,
+        eval_results=_eval_results(tasks) or None,
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(_TEMPLATE),
+        title=title,
+        repo_id=repo_id or str(folder),
+        config=config,
+        encoder_parameters=encoder,
+        decoder_parameters=decoder,
+        sensor=sensor.name,
+        bands=[band.name for band in bands],
+        low=f"{0.7 * min(band.mean for band in bands):.3g}",
+        high=f"{1.3 * max(band.mean for band in bands):.3g}",
+        gsd=f"{min(band.resolution for band in bands):g}",
+        side=4 * config.patch_size,
+        images=list(_DATES[: config.released_num_images if released else 2]),
+        sensors=_sensors(sensors),
+        training_data=_training_data(training, datasets),
+        training=_training(training),
+        results=_results(tasks),
+        licence_name="Apache-2.0",
+    )
+    return str(card.content).rstrip() + "\n"
+
+
+def count_parameters(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the numbers of parameters of the encoder and of all else (decoder, projector) in a folder's weights.
+
+    Raises:
+        FileNotFoundError: If the folder has no weights.
+        ValueError: If they cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no model.safetensors in this folder; name a folder of save_pretrained.")
+    encoder = rest = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as weights:
+                sizes = {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: cannot be read ({error}); save or download the checkpoint again.") from error
+        outside = {name: size for name, size in sizes.items() if name.startswith(("decoder.", "projector."))}
+        rest += sum(outside.values())
+        encoder += sum(sizes.values()) - sum(outside.values())
+    return encoder, rest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; name a folder of save_pretrained, of model and processor.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error}); write it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no JSON object; write it again.")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def _tasks(path: Path) -> list[dict[str, Any]]:
+    """Return the tasks of a report."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such report; `a2mae evaluate … -o {path.name}` writes one.")
+    tasks = _read(path).get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) and "scores" in task for task in tasks):
+        raise ValueError(f"{path}: is no report of `a2mae evaluate`; name the file that its --output wrote.")
+    return tasks
+
+
+def _eval_results(tasks: Iterable[dict[str, Any]]) -> list[EvalResult]:
+    """Return the scores of the model as the Hub's metadata have them."""
+    return [
+        EvalResult(
+            task_type=_TASKS.get(task["kind"], "image-feature-extraction"),
+            task_name=task["kind"],
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", task["name"].lower()).strip("-"),
+            dataset_name=task["name"],
+            dataset_split=task.get("split"),
+            metric_type=_metric(score),
+            metric_name=score,
+            metric_value=round(columns["model"], 4),
+            verified=False,
+        )
+        for task in tasks
+        for score, columns in task["scores"].items()
+        if "model" in columns and not score.startswith("spread") and math.isfinite(columns["model"])
+    ]
+
+
+def _metric(score: str) -> str:
+    """Return the Hub's id of a score."""
+    name = score.split(",")[0].lower()
+    return "accuracy" if "accuracy" in name else re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+
+
+def _results(tasks: Iterable[dict[str, Any]]) -> str:
+    """Return the scores as tables: a row per task and score, a column per way to describe images."""
+    rows = [(task["name"], score, columns) for task in tasks for score, columns in task["scores"].items()]
+    tables = []
+    for methods, group in groupby(rows, key=lambda row: tuple(row[2])):
+        cells = [[name, score, *(f"{columns[each]:.3f}" for each in methods)] for name, score, columns in group]
+        tables.append(_table(["task", "score", *methods], cells))
+    return "\n\n".join(tables)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def _training_data(training: dict[str, Any] | None, datasets: Sequence[str]) -> str:
+    """Say which image sets the model has seen, and under which terms their images are."""
+    links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
+    if training is None:
+        return f"{links}." if links else "Not recorded with the weights."
+    rows = []
+    for path, group in groupby(training["settings"]["shards"], key=lambda entry: entry["path"]):
+        entries, licences = list(group), _licences(path)
+        told = ", ".join(f"{name} ({count:,})" for name, count in licences.most_common()) or "see the data set"
+        kinds = ", ".join(f"{entry['kind']} ({entry['sets']:,})" for entry in entries)
+        rows.append([shown_name(path), f"{sum(entry['sets'] for entry in entries):,}", kinds, told])
+    text = _table(["data set", "image sets", "kinds of places", "licences of the images"], rows)
+    return text + (f"\n\nPublished as {links}." if links else "")
+
+
+def shown_name(path: str) -> str:
+    """Return what to call a data set or checkpoint in public: its id on the Hub, or the name of its folder."""
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not os.path.exists(path)
+    return path if is_id or "://" in path else Path(path).absolute().name
+
+
+def _licences(path: str) -> Counter[str]:
+    """Count the licences of the images of a data set; none where its shards are not on this machine."""
+    from a2mae_hub.stssd.shards import find_shards, open_shards
+
+    licences: Counter[str] = Counter()
+    if os.path.isdir(path):
+        for _, shard in open_shards(find_shards(path)):
+            images = shard.read(["images.list.element.licence"])["images"].to_pylist()
+            licences.update(image["licence"] or "unknown" for of_set in images for image in of_set)
+    return licences
+
+
+def _training(training: dict[str, Any] | None) -> str:
+    """Tell how the model was trained: what was run, how long it took, and how the loss went."""
+    if training is None:
+        return (
+            "How these weights came about is not recorded with them (there is no `training.json`). They may be randomly"
+            " initialised."
+        )
+    settings, versions = training["settings"], training["versions"]
+    hours = training["seconds"] / 3600
+    took = f"{hours:.1f} hours" if hours >= 1 else f"{training['seconds'] / 60:.1f} minutes"
+    processes = training["processes"]
+    on = f"{processes} processes, {training['device']}" if processes > 1 else training["device"]
+    with_what = ", ".join(f"{name} {version}" for name, version in versions.items())
+    curve = training["curve"]
+    chosen = sorted({round(index * (len(curve) - 1) / (_POINTS - 1)) for index in range(_POINTS)})
+    points = [[f"{curve[at]['step']:,}", f"{curve[at]['loss']:.4f}"] for at in chosen]
+    return "\n\n".join(
+        [
+            f"```bash\n{_command(settings)}\n```",
+            f"{training['steps']:,} steps of {settings['batch_size']} image sets"
+            f" ({training['epochs']:.1f} epochs), seed {settings['seed']}, in {took} on {on}, with {with_what}."
+            " Energy was not metered. `training.json` beside the weights holds all settings and the whole curve.",
+            _table(["step", "loss"], points),
+        ]
+    )
+
+
+def _command(settings: dict[str, Any]) -> str:
+    """Return the command that does a run again."""
+    from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
+    from a2mae_hub.training.commands import SIZES
+
+    words = ["a2mae", "pretrain", *dict.fromkeys(shown_name(entry["path"]) for entry in settings["shards"])]
+    words += ["--output", "run"]
+    differing: dict[str, dict[str, Any]] = {}
+    for size in SIZES:
+        preset = getattr(A2MAEConfig, size)()
+        differing[size] = {
+            name: value for name, value in settings["config"].items() if getattr(preset, name, None) != value
+        }
+    size = min(SIZES, key=lambda name: len(differing[name]))
+    words += ["--size", size] if settings["checkpoint"] is None else ["--from", shown_name(settings["checkpoint"])]
+    if settings["checkpoint"] is None:
+        for name, value in differing[size].items():
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    for name in ("steps", "batch_size", "learning_rate", "warmup_steps", "seed", "workers"):
+        words += [f"--{name.replace('_', '-')}", f"{settings[name]}"]
+    return shlex.join(words)
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def _sensors(sensors: Sequence[Any]) -> str:
+    """Return the table of sensors."""
+    return _table(
+        ["sensor", "unit", "bands"],
+        [[sensor.name, sensor.unit, " ".join(band.name for band in sensor.bands)] for sensor in sensors],
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [list(head), ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+__all__ = ["count_parameters", "model_card", "shown_name"]
