@@ -13,7 +13,7 @@ PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stssd test lint format bench clean
+.PHONY: help demo stssd nano test lint format bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,12 @@ demo: .venv/.installed ## Encode and reconstruct a two-sensor, two-date image se
 stssd: .venv/.installed ## Build image sets from the open imagery in DATA, and inspect them, into out/stssd
 	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/stssd
 	@$(BIN)/a2mae stssd inspect $(OUT)/stssd -o $(OUT)/stssd-report
+
+nano: .venv/.installed ## Repeat the pre-training of a2mae-nano on the open imagery in DATA, and judge it, into out/
+	@test -e $(OUT)/pretraining/eurosat-rgb || $(BIN)/python docs/recipes/eurosat_rgb.py $(DATA)/eurosat_rgb/train.parquet $(OUT)/pretraining/eurosat-rgb
+	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/pretraining/open
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano --size nano --set pooling=mean_std --set feature_targets=true --set contrastive_weight=1 --steps 7500 --batch-size 64 --learning-rate 1.5e-3 --workers 1
+	@$(BIN)/a2mae evaluate $(OUT)/a2mae-nano docs/recipes/open_evaluation.yaml --root $(DATA) -o $(OUT)/a2mae-nano/report.json
 
 test: lint ## Lint, type check, and run every test in random order
 	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."
