@@ -264,8 +264,8 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
     """
     try:
         if isinstance(filesystem, LocalFileSystem):
-            # Mapped, which is a fifth faster than read; `read_group` sees to it that what it maps is still there.
-            shard = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+            # Read, not mapped: of a mapped file that is cut short meanwhile, the system stops the process without a word.
+            shard = pq.ParquetFile(path, page_checksum_verification=True)
         else:
             # Arrow asks for whole columns, several at once: what fsspec would read ahead of them is read in vain.
             file = filesystem.open(path, "rb", cache_type="none")
@@ -315,23 +315,11 @@ def read_group(shard: pq.ParquetFile, path: str, index: int, columns: Sequence[s
     Raises:
         ValueError: If its bytes are damaged; names the file and the row group.
     """
-    needed = _end_of_group(shard, index)
-    if os.path.exists(path) and os.path.getsize(path) < needed:
-        # A process that reads from a mapped file what is not there any more is stopped by the system without a word.
-        raise damaged(f"{path}: row group {index}", EOFError(f"it ended at byte {needed}, which the file has no more"))
     try:
         # Workers are processes: threads of Arrow on top would only fight for the cores.
         return shard.read_row_group(index, columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise damaged(f"{path}: row group {index}", error) from error
-
-
-def _end_of_group(shard: pq.ParquetFile, index: int) -> int:
-    """Return the place in a file where a row group ends: columns lie in their order."""
-    group = shard.metadata.row_group(index)
-    column = group.column(group.num_columns - 1)
-    start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-    return int(start + column.total_compressed_size)
 
 
 def row_groups(shard: pq.ParquetFile, path: str) -> Iterator[tuple[int, pa.Table]]:

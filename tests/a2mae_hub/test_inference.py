@@ -100,7 +100,7 @@ def test_a_name_that_is_no_folder_and_no_id_is_refused_without_asking_the_hub(na
 def test_an_id_that_cannot_be_fetched_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        FileNotFoundError, match=r"^owner/nothing-of-this-name: .* check the name and the connection, and log in
+        FileNotFoundError, match=r"^owner/nothing-of-this-name: .* check the name and the connection, and log in"
     ):
         load_checkpoint("owner/nothing-of-this-name")
 
