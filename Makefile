@@ -43,7 +43,7 @@ nano: .venv/.installed ## Repeat the pre-training of a2mae-nano on the open imag
 test: lint ## Lint, type check, and run every test in random order
 	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."
 	@echo "Testing in random order; repeat it with: make test SEED=$(SEED)"
-	@$(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --dist loadscope --randomly-seed=$(SEED)
+	@$(TEST_ENVIRONMENT) $(BIN)/pytest -n 2 --randomly-seed=$(SEED)
 
 lint: .venv/.installed ## Check style and types, change nothing
 	@$(BIN)/ruff check .

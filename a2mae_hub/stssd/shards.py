@@ -264,7 +264,7 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
     """
     try:
         if isinstance(filesystem, LocalFileSystem):
-            # Read, not mapped: of a mapped file that is cut short meanwhile, the system stops the process without a word.
+            # Read, not mapped: where a mapped file is cut short meanwhile, the system stops the process without a word.
             shard = pq.ParquetFile(path, page_checksum_verification=True)
         else:
             # Arrow asks for whole columns, several at once: what fsspec would read ahead of them is read in vain.
