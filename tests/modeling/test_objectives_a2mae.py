@@ -1,6 +1,8 @@
 """What pre-training asks for: features of patches, views of one place, and the same loss by one process or several."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining
 from a2mae_hub.modeling.objectives_a2mae import (
     ORIENTATIONS,
@@ -18,6 +21,7 @@ from a2mae_hub.modeling.objectives_a2mae import (
     feature_loss,
     patch_features,
 )
+from a2mae_hub.training.pretrain import config_fields
 
 SIDE = 8
 patches = hnp.arrays(np.float32, (3, SIDE, SIDE), elements=st.floats(-3, 3, width=32))
@@ -156,8 +160,10 @@ def test_a_negative_weight_is_refused(tiny_config):
 # Several processes
 
 
-def _half(rank, path, batch, noise, set_ids, config):
+def _half(rank, path):
     """Compute loss and gradient of half a batch, as one of two processes."""
+    batch, noise, set_ids, settings = torch.load(f"{path}/whole.pt")
+    config = A2MAEConfig(**settings)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -175,7 +181,10 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path, make_batc
     batch = make_batch(*[[{"grid": (4, 4)}, {"day": 9, "grid": (3, 4)}]] * 2, *[[{"grid": (2, 3)}]] * 2, seed=5)
     noise, set_ids = make_noise(batch), torch.tensor([1, 1, 2, 2])
     config = tiny_config(feature_targets=True, contrastive_weight=0.5)
-    torch.multiprocessing.spawn(_half, (str(tmp_path), batch, noise, set_ids, config), nprocs=2)
+    settings = {name: getattr(config, name) for name in config_fields()}
+    torch.save((batch, noise, set_ids, settings), tmp_path / "whole.pt")
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -185,3 +194,7 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path, make_batc
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, loss.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close((halves[0][1] + halves[1][1]) / 2, gradient, atol=1e-5, rtol=1e-3)
+
+
+if __name__ == "__main__":
+    _half(int(sys.argv[1]), sys.argv[2])
