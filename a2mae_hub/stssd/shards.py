@@ -255,8 +255,13 @@ def root_of(path: str | os.PathLike[str], files: ShardFiles) -> str:
     return os.path.abspath(path) if os.path.isdir(path) else os.path.commonpath(map(os.path.dirname, files.paths))
 
 
-def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFile:
+def open_shard(filesystem: fsspec.AbstractFileSystem, path: str, verify: bool = True) -> pq.ParquetFile:
     """Open a shard and check what its footer says of it.
+
+    Args:
+        filesystem: The fsspec file system that opens it.
+        path: The file.
+        verify: Compare the pages that are read with their checksums; leave it out only where that was done before.
 
     Raises:
         ValueError: If the file is damaged or cut short, lacks columns, or was written by a newer version; names the
@@ -265,11 +270,11 @@ def open_shard(filesystem: fsspec.AbstractFileSystem, path: str) -> pq.ParquetFi
     try:
         if isinstance(filesystem, LocalFileSystem):
             # Read, not mapped: where a mapped file is cut short meanwhile, the system stops the process without a word.
-            shard = pq.ParquetFile(path, page_checksum_verification=True)
+            shard = pq.ParquetFile(path, page_checksum_verification=verify)
         else:
             # Arrow asks for whole columns, several at once: what fsspec would read ahead of them is read in vain.
             file = filesystem.open(path, "rb", cache_type="none")
-            shard = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            shard = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=verify)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise

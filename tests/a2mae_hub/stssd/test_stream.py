@@ -507,6 +507,25 @@ def test_a_remote_row_group_is_read_in_a_few_requests_and_each_byte_once(shards,
 # Faults
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_checksums_are_compared_once_where_the_bytes_stay_and_always_where_they_travel(shards, monkeypatch, local):
+    opened, original = [], stream.open_shard
+
+    def record(filesystem, path, verify=True):
+        opened.append(verify)
+        return original(filesystem, path, verify)
+
+    monkeypatch.setattr(stream, "open_shard", record)
+    if not local:
+        monkeypatch.setattr(stream, "LocalFileSystem", ())
+    sets = load(shards, shuffle=True)
+    for epoch in range(3):
+        sets.set_epoch(epoch)
+        opened.clear()
+        assert len(ids(sets)) == NUM_SETS
+        assert opened and set(opened) == {epoch == 0 or not local}
+
+
 def test_a_damaged_row_group_is_named_when_the_stream_comes_to_it(tmp_path, make_set, write_shards):
     folder = write_shards(tmp_path / "damaged", [make_set(n) for n in range(9)])
     path = folder / "sets-00000.parquet"
