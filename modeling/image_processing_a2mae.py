@@ -228,7 +228,7 @@ class A2MAEImageProcessor(BaseImageProcessor):
             folded = _fold(tokens, image.patches, image.size, self.patch_size)
             physical = folded * table.stds[:, None, None] + table.means[:, None, None]
             known = np.isfinite(physical)
-            shown, still_known = _resample(np.where(known, physical, 0).astype(np.float32), known, image.shape)
+            shown, still_known = resample(np.where(known, physical, 0).astype(np.float32), known, image.shape)
             return np.where(known if still_known is None else still_known, shown, np.float32(np.nan))
 
         grids = self._token_grids(batch, image_sets, size)
@@ -263,6 +263,39 @@ class A2MAEImageProcessor(BaseImageProcessor):
 
         grids = self._token_grids(batch, image_sets, size)
         return [[spread(index, image) for image in images] for index, images in enumerate(grids)]
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, batch: Mapping[str, Any], image_sets: Any, *, size: int | Sequence[int] | None = None
+    ) -> list[np.ndarray]:
+        """Turn the logits of `A2MAEForSemanticSegmentation` or `A2MAEForChangeDetection` into a map of classes per set.
+
+        Args:
+            outputs: What the model returned: `logits` (B, num_labels, rows, columns).
+            batch: The batch that the model was given.
+            image_sets: The sets that the batch was made from.
+            size: As in the call that made the batch; see `post_process_reconstruction`.
+
+        Returns:
+            For every set, (height, width) int64 classes on the pixel grid of its anchor as it was handed in; 0 and 1
+            where the model has a single label.
+
+        Raises:
+            ValueError: The batch was not made from these sets, or the logits are of another batch.
+        """
+        logits, anchor_ids = to_numpy(outputs.logits).astype(np.float32), to_numpy(batch["anchor_ids"])
+        maps = []
+        for index, images in enumerate(self._token_grids(batch, image_sets, size)):
+            anchor = images[anchor_ids[index]]
+            rows, columns = anchor.size
+            seen = logits[index, :, :rows, :columns] if index < len(logits) else logits[:0]
+            if seen.shape[-2:] != (rows, columns):
+                raise ValueError(
+                    f"{anchor.label} is {rows} by {columns} pixels and the logits do not cover it: pass the outputs of "
+                    "the model for this batch."
+                )
+            shown, _ = resample(seen, None, anchor.shape)
+            maps.append(shown.argmax(0) if len(shown) > 1 else (shown[0] > 0).astype(np.int64))
+        return maps
 
     def _target_size(self, size: int | Sequence[int] | None) -> tuple[int, int] | None:
         """Return rows and columns to resample to: those of the call, else the processor's own, else None."""
@@ -399,10 +432,10 @@ def _standardise(image: InputImage, size: tuple[int, int]) -> tuple[np.ndarray, 
         values += shift
     if image.valid is not None:
         values[~image.valid] = 0.0
-    return _resample(values, image.valid, size)
+    return resample(values, image.valid, size)
 
 
-def _resample(
+def resample(
     values: np.ndarray, valid: np.ndarray | None, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Resample (bands, rows, columns) bilinearly, over the real values only; shrinking averages what a pixel covers.

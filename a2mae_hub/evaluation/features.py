@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from a2mae_hub.images import Image, ImageSet
 from a2mae_hub.inference import MAX_TOKENS, Checkpoint
 from a2mae_hub.modeling.sensors_a2mae import get_sensor
 from a2mae_hub.plotting import physical_pixels
+
+MAGNIFICATION = 2
+"""How many times as large images become before a checkpoint encodes them: its patches then tell finer detail."""
 
 HAND_MADE_PATCH = 8  # pixels
 _COLOURS = 3
@@ -37,7 +41,8 @@ class FeatureMap:
 def embed_images(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int = 64) -> np.ndarray:
     """Return the features of images: mean and standard deviation of their patch tokens, one after the other.
 
-    The pooling is the same for every checkpoint, whatever its configuration pools for its own use.
+    Images are magnified by `MAGNIFICATION` first, unless the processor has a size of its own. The pooling is the same
+    for every checkpoint, whatever its configuration pools for its own use.
 
     Args:
         checkpoint: As `a2mae_hub.inference.load_checkpoint` returns it.
@@ -61,7 +66,7 @@ def embed_images(checkpoint: Checkpoint, images: Sequence[Image], batch_size: in
 
 
 def embed_maps(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int = 16) -> list[FeatureMap]:
-    """Return the patch tokens of images on their patch grids.
+    """Return the patch tokens of images on their patch grids, magnified as in `embed_images`.
 
     Args:
         checkpoint: As `a2mae_hub.inference.load_checkpoint` returns it.
@@ -75,12 +80,13 @@ def embed_maps(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int 
         ValueError: If an image is not what it says it is, or too large for one pass; names it.
     """
     maps: list[FeatureMap] = []
-    patch_size, size = checkpoint.model.config.patch_size, checkpoint.processor.size
+    patch_size = checkpoint.model.config.patch_size
     for tokens, exists, grids in _encode(checkpoint, images, batch_size):
         values = tokens.masked_fill(~exists[..., None], float("nan")).cpu().numpy()
         for one, (rows, columns) in zip(values, grids, strict=True):
-            height, width = images[len(maps)].pixels.shape[1:]
-            seen = size or (height, width)
+            image = images[len(maps)]
+            height, width = image.pixels.shape[1:]
+            seen = _seen_size(checkpoint, image)
             grid = np.ascontiguousarray(one[: rows * columns].T).reshape(-1, rows, columns)
             maps.append(FeatureMap(grid, (patch_size * height / seen[0], patch_size * width / seen[1])))
     return maps
@@ -92,20 +98,27 @@ def _encode(
     """Yield patch tokens (B, L, D) float32, where they exist (B, L), and rows and columns of each grid."""
     if not images:
         raise ValueError("There are no images to encode; pass at least one.")
-    model = checkpoint.model
-    patch_size, size = model.config.patch_size, checkpoint.processor.size
-    counts = [math.prod(-(-pixels // patch_size) for pixels in size or image.pixels.shape[1:]) for image in images]
-    if max(counts) > MAX_TOKENS:
-        source = images[counts.index(max(counts))].source or f"image {counts.index(max(counts))}"
-        raise ValueError(f"{source}: holds {max(counts)} patches, more than the {MAX_TOKENS} of one pass; cut it up.")
-    step = max(1, min(batch_size, MAX_TOKENS // max(counts)))
-    for start in range(0, len(images), step):
-        sets = [ImageSet([image]) for image in images[start : start + step]]
-        batch = checkpoint.processor(sets, return_tensors="pt")
-        inputs = {key: value.to(model.device) for key, value in batch.items()}
-        with torch.inference_mode():
-            tokens = model.a2mae(**inputs).last_hidden_state[:, 1:].float()
-        yield tokens, inputs["attention_mask"], batch["grid_shapes"][:, 0].tolist()
+    model, patch_size = checkpoint.model, checkpoint.model.config.patch_size
+    for size, group in groupby(images, key=lambda image: _seen_size(checkpoint, image)):
+        alike = list(group)
+        count = math.prod(-(-pixels // patch_size) for pixels in size)
+        if count > MAX_TOKENS:
+            source = alike[0].source or f"an image of {alike[0].pixels.shape[1]} × {alike[0].pixels.shape[2]} pixels"
+            raise ValueError(f"{source}: holds {count} patches, more than the {MAX_TOKENS} of one pass; cut it up.")
+        step = max(1, min(batch_size, MAX_TOKENS // count))
+        for start in range(0, len(alike), step):
+            sets = [ImageSet([image]) for image in alike[start : start + step]]
+            batch = checkpoint.processor(sets, size=size, return_tensors="pt")
+            inputs = {key: value.to(model.device) for key, value in batch.items()}
+            with torch.inference_mode():
+                tokens = model.a2mae(**inputs).last_hidden_state[:, 1:].float()
+            yield tokens, inputs["attention_mask"], batch["grid_shapes"][:, 0].tolist()
+
+
+def _seen_size(checkpoint: Checkpoint, image: Image) -> tuple[int, int]:
+    """Return the rows and columns that a checkpoint sees an image in: its own size if it has one, or magnified."""
+    rows, columns = checkpoint.processor.size or (MAGNIFICATION * pixels for pixels in image.pixels.shape[1:])
+    return rows, columns
 
 
 def raw_statistics(images: Sequence[Image]) -> np.ndarray:

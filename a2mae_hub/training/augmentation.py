@@ -1,8 +1,9 @@
 """From streamed examples to the batches of pre-training: what differs from one epoch, and one view, to the next.
 
-A view of an image set is a part of its images, of its bands and of its ground, turned and mirrored as a whole (pixels
-and positions alike), a little brighter or darker. Everything is drawn from the seed that the stream gives each example,
-so a batch depends neither on workers nor on processes, and a resumed run sees what an uninterrupted one would.
+A view of an image set is a part of its images, of its bands and of its ground, magnified up to twice, turned and
+mirrored as a whole (pixels and positions alike), a little brighter or darker. Everything is drawn from the seed that
+the stream gives each example, so a batch depends neither on workers nor on processes, and a resumed run sees what an
+uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import numpy as np
 import torch
 
 from a2mae_hub.images import Image
-from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
+from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor, resample
 from a2mae_hub.stssd.schema import StoredSet, from_row
 
 # Side of the smallest part of the ground that a view shows, as a share of the largest.
 _SMALLEST_PART = 0.6
+# Most a view is magnified: patches then span half as many metres, and the model learns finer detail than it has pixels
+# to a patch for. Drawn evenly on a logarithmic scale from 1 on.
+_LARGEST_ZOOM = 2.0
 # Deviations of gain and offset (in standardised units) between views: what haze and calibration do to a scene.
 _GAIN, _OFFSET = 0.1, 0.1
 # Share of the views that see all bands, and of those that see the visible ones only; the rest sees at least half.
@@ -95,14 +99,15 @@ class PretrainingCollator:
         images = [image_set[index] for index in chosen]
         longest = max(max(image.pixels.shape[1:]) for image in images)
         share = min(1.0, self.side * self.processor.patch_size / longest)
-        corner = np.array([0.5, 0.5])
+        corner, zoom = np.array([0.5, 0.5]), 1.0
         bands = {image.sensor: list(range(len(image.bands))) for image in images}
         if self.augment:
             bands = {image.sensor: self._some_bands(image, generator) for image in images}
             share *= generator.uniform(_SMALLEST_PART, 1.0)
+            zoom = _LARGEST_ZOOM ** generator.uniform()
             corner = generator.uniform(0.0, 1.0, 2)
         patch_size = self.processor.patch_size
-        images = [_part(image, bands[image.sensor], share, corner, patch_size) for image in images]
+        images = [_part(image, bands[image.sensor], share, corner, patch_size, zoom) for image in images]
         return replace(image_set, images=images, anchor=chosen.index(image_set.anchor))
 
     def _some_bands(self, image: Image, generator: np.random.Generator) -> list[int]:
@@ -119,19 +124,21 @@ class PretrainingCollator:
         return sorted(generator.choice(count, size, replace=False).tolist())
 
 
-def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, patch_size: int) -> Image:
+def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, patch_size: int, zoom: float) -> Image:
     """Return some bands of a part of an image, in whole patches.
 
     Args:
         image: The image.
         bands: Positions of the bands.
-        share: Height and width of the part, as a share of those of the image.
+        share: Height and width of the part, as a share of those of the image, before it is magnified.
         corner: Where the part starts, down and across: 0 at the first row or column, 1 where it ends with the last.
         patch_size: Pixels.
+        zoom: How many times as large the pixels of the part become; it shows that much less, and is as large.
     """
-    starts, stops = [], []
+    sizes, starts, stops = [], [], []
     for size, at in zip(image.pixels.shape[1:], corner, strict=True):
-        span = min(size, max(1, round(share * size / patch_size)) * patch_size)
+        sizes.append(min(size, max(1, round(share * size / patch_size)) * patch_size))
+        span = round(sizes[-1] / zoom)
         starts.append(round(float(at) * (size - span)))
         stops.append(starts[-1] + span)
     row, column = starts
@@ -142,7 +149,7 @@ def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, 
     if transform is not None:
         a, b, c, d, e, f = tuple(transform)[:6]
         transform = (a, b, a * column + b * row + c, d, e, d * column + e * row + f)
-    return replace(
+    part = replace(
         image,
         pixels=image.pixels[bands, rows, columns],
         bands=[image.bands[band] for band in bands],
@@ -150,6 +157,32 @@ def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, 
         transform=transform,
         scale=_of_bands(image.scale, bands),
         offset=_of_bands(image.offset, bands),
+    )
+    return part if zoom == 1 else _magnified(part, (sizes[0], sizes[1]))
+
+
+def _magnified(image: Image, size: tuple[int, int]) -> Image:
+    """Return an image of the same ground in more pixels, bilinear between those that have data."""
+    pixels = image.pixels.astype(np.float32)
+    real = np.isfinite(pixels)
+    if image.nodata is not None:
+        real &= image.pixels != image.nodata
+    if image.valid is not None:
+        real &= image.valid
+    whole = bool(real.all())
+    values, known = resample(pixels if whole else np.where(real, pixels, np.float32(0)), None if whole else real, size)
+    down, across = (own / new for own, new in zip(pixels.shape[1:], size, strict=True))
+    transform = image.transform
+    if transform is not None:
+        a, b, c, d, e, f = tuple(transform)[:6]
+        transform = (a * across, b * down, c, d * across, e * down, f)
+    return replace(
+        image,
+        pixels=values,
+        valid=known,
+        nodata=None,
+        transform=transform,
+        gsd=None if image.gsd is None else image.gsd * math.sqrt(down * across),
     )
 
 

@@ -13,10 +13,10 @@ from a2mae_hub.modeling.sensors_a2mae import get_sensor
 
 def test_features_are_mean_and_deviation_of_the_patch_tokens(tiny, make_image):
     image = make_image(24, 16)
-    batch = tiny.processor(image, return_tensors="pt")
+    batch = tiny.processor(image, size=(48, 32), return_tensors="pt")
     with torch.inference_mode():
         tokens = tiny.model.a2mae(**batch).last_hidden_state[0, 1:].double().numpy()
-    assert tokens.shape == (6, 32)
+    assert tokens.shape == (24, 32)
     expected = np.concatenate([tokens.mean(0), tokens.std(0)])
     np.testing.assert_allclose(embed_images(tiny, [image])[0], expected, atol=1e-5)
 
@@ -43,8 +43,8 @@ def test_maps_hold_the_tokens_row_by_row_and_nothing_where_no_data_is(tiny, make
     valid = np.ones((24, 20), bool)
     valid[8:16, 16:] = False
     one, other = embed_maps(tiny, [make_image(24, 20, valid=valid), make_image(16, 16)])
-    assert one.values.shape == (32, 3, 3) and other.values.shape == (32, 2, 2) and one.patch == (8, 8)
-    assert np.isnan(one.values[:, 1, 2]).all() and np.isnan(one.values).sum() == 32
+    assert one.values.shape == (32, 6, 5) and other.values.shape == (32, 4, 4) and one.patch == (4, 4)
+    assert np.isnan(one.values[:, 2:4, 4]).all() and np.isnan(one.values).sum() == 64
     pooled = np.concatenate([np.nanmean(one.values, (1, 2)), np.nanstd(one.values, (1, 2))])
     np.testing.assert_allclose(embed_images(tiny, [make_image(24, 20, valid=valid)])[0], pooled, atol=1e-5)
 
@@ -58,7 +58,7 @@ def test_the_patch_of_a_resampled_image_counts_in_its_own_pixels(tiny, make_imag
 
 def test_an_image_too_large_for_one_pass_is_named(tiny):
     image = Image(np.zeros((1, 2_048, 2_048), np.uint8), ["B02"], "sentinel-2-l2a", source="large.tif")
-    with pytest.raises(ValueError, match=r"large\.tif: holds 65536 patches"):
+    with pytest.raises(ValueError, match=r"large\.tif: holds 262144 patches"):
         embed_images(tiny, [image])
 
 

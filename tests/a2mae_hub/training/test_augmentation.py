@@ -111,7 +111,7 @@ def test_a_part_lies_where_it_was_cut_from() -> None:
     whole = replace(
         image(7), valid=np.random.default_rng(0).random((48, 48)) > 0.3, scale=[1e-4 * k for k in range(1, 7)]
     )
-    part = _part(whole, [4, 1], 0.5, np.array([0.7, 0.2]), PATCH)
+    part = _part(whole, [4, 1], 0.5, np.array([0.7, 0.2]), PATCH, 1.0)
     assert part.pixels.shape == (2, 24, 24)
     assert list(part.bands) == ["B11", "B03"]
     assert part.scale == [5e-4, 2e-4]
@@ -119,6 +119,29 @@ def test_a_part_lies_where_it_was_cut_from() -> None:
     row, column = round(row), round(column)
     np.testing.assert_array_equal(part.pixels, whole.pixels[[4, 1], row : row + 24, column : column + 24])
     np.testing.assert_array_equal(part.valid, whole.valid[row : row + 24, column : column + 24])
+
+
+@pytest.mark.parametrize("zoom", [1.3, 2.0])
+def test_what_is_magnified_stays_where_it_is_on_the_ground(zoom: float) -> None:
+    rows, columns = np.mgrid[:48, :48] + 0.5
+    east, north = 10 * columns, -10 * rows
+    ramp = (1000 + 2 * east + 3 * north)[None].astype(np.int16)
+    hole = np.zeros((48, 48), bool)
+    hole[:, 20:24] = True
+    whole = StoredImage(np.where(hole, -1, ramp), ["B02"], "sentinel-2-l2a", nodata=-1, **UTM)
+    part = _part(whole, [0], 1.0, np.array([0.4, 0.6]), PATCH, zoom)
+    assert part.pixels.shape == (1, 48, 48)
+    assert part.valid.mean() == pytest.approx(1 - 4 * zoom / 48, abs=0.05)
+    a, b, c, d, e, f = part.transform
+    assert (a, e) == pytest.approx((10 / zoom, -10 / zoom), rel=0.02)
+    east, north = c + a * columns + b * rows - 500_000, f + d * columns + e * rows - 4_700_000
+    # Near holes and edges a pixel takes the value of its neighbours; everywhere else a plane stays that plane.
+    inner = np.zeros((48, 48), bool)
+    inner[2:-2, 2:-2] = True
+    for shift in range(-3, 4):
+        inner &= np.roll(part.valid[0], shift, axis=1)
+    assert inner.sum() > 500
+    np.testing.assert_allclose(part.pixels[0][inner], (1000 + 2 * east + 3 * north)[inner], atol=1.5)
 
 
 def test_views_are_parts_of_their_sets_and_keep_the_anchor(processor: A2MAEImageProcessor) -> None:
