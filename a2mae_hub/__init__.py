@@ -4,15 +4,24 @@ Importing the package registers the model with the Auto classes of transformers,
 `AutoModel.from_pretrained` and its siblings know it. Everything else is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 from ._version import __version__
+from .lazy import imported_on_use
 from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
 from .modeling.modeling_a2mae import A2MAEBackbone, A2MAEForPreTraining, A2MAEModel
+from .modeling.tasks_a2mae import A2MAEForChangeDetection, A2MAEForImageClassification, A2MAEForSemanticSegmentation
 
 if TYPE_CHECKING:
     from .checkpoints import checkpoint
@@ -26,6 +35,8 @@ _BACKENDS = {"torchvision": A2MAEImageProcessor, "pil": A2MAEImageProcessor}
 AutoConfig.register("a2mae", A2MAEConfig, exist_ok=True)
 AutoModel.register(A2MAEConfig, A2MAEModel, exist_ok=True)
 AutoModelForPreTraining.register(A2MAEConfig, A2MAEForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(A2MAEConfig, A2MAEForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(A2MAEConfig, A2MAEForSemanticSegmentation, exist_ok=True)
 AutoBackbone.register(A2MAEConfig, A2MAEBackbone, exist_ok=True)
 AutoImageProcessor.register(A2MAEConfig, image_processor_classes=_BACKENDS, exist_ok=True)
 
@@ -43,12 +54,7 @@ _LAZY = {
     "register_sensor": ".modeling.sensors_a2mae",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from the module that holds it."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:
@@ -60,7 +66,10 @@ __all__ = [
     "SENSORS",
     "A2MAEBackbone",
     "A2MAEConfig",
+    "A2MAEForChangeDetection",
+    "A2MAEForImageClassification",
     "A2MAEForPreTraining",
+    "A2MAEForSemanticSegmentation",
     "A2MAEImageProcessor",
     "A2MAEModel",
     "Band",

@@ -6,13 +6,16 @@ import numbers
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
 
 from .modeling.sensors_a2mae import get_sensor
+
+Entry = TypeVar("Entry")
 
 
 def read_yaml(path: str | os.PathLike[str], guide: str) -> Any:
@@ -33,6 +36,60 @@ def read_yaml(path: str | os.PathLike[str], guide: str) -> Any:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); see {guide} for a recipe.") from error
+
+
+def read_entries(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
+    guide: str,
+    key: str,
+    read_entry: Callable[[Any, int], Entry],
+) -> tuple[tuple[Entry, ...], Path]:
+    """Read a recipe that is a list of entries under one key, and the root of their paths.
+
+    Args:
+        path: The file.
+        root: Folder that paths in it are relative to; None takes the recipe's own word, else its folder.
+        guide: Where such a recipe is described, for errors.
+        key: What the list stands under.
+        read_entry: Reads an entry, of which it is also told the number from 1 on.
+
+    Returns:
+        The entries, and the root.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such recipe; names the file, the entry and the key.
+    """
+    path = Path(path)
+    content = read_yaml(path, guide)
+    try:
+        top = checked(content, ("root", key), "the recipe")
+        check_text("root", top.get("root"), optional=True)
+        entries = tuple(read_entry(item, number) for number, item in enumerate(listed(top.get(key), key), start=1))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return entries, Path(root) if root is not None else path.parent / (top.get("root") or ".")
+
+
+def checked_fields(item: Any, kind: type, what: str, label: str) -> tuple[Mapping[str, Any], str]:
+    """Return a mapping that gives the fields of a dataclass, none too many and none too few, and what to call it.
+
+    Args:
+        item: The mapping.
+        kind: The dataclass, which has a field `name`.
+        what: What it is, for errors: "task".
+        label: What tells it from others as long as it has no name: "task 2".
+
+    Raises:
+        ValueError: If it is none, has other keys, or lacks one that has no default.
+    """
+    known = checked(item, [field.name for field in fields(kind)], label)
+    label = f"{what} {known['name']!r}" if "name" in known else label
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in known:
+            raise ValueError(f"{label}: {field.name} is missing.")
+    return known, label
 
 
 class _Loader(yaml.SafeLoader):

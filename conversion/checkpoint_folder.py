@@ -6,19 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
+from a2mae_hub.model_cards import hub_licence
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEPreTrainedModel
 
-_FRONT_MATTER = """\
----
-library_name: transformers
-pipeline_tag: image-feature-extraction
-tags:
-- a2mae
-- remote-sensing
-- earth-observation
----
-"""
+_UNKNOWN_LICENCE = """\
+The licence of the weights is not known: the file does not name it. Ask those who trained them before you use or publish
+them, and name it then, here and as `license` at the top of this file."""
 
 
 def check_output_folder(output: str | os.PathLike[str]) -> Path:
@@ -34,7 +30,11 @@ def check_output_folder(output: str | os.PathLike[str]) -> Path:
 
 
 def write_checkpoint(
-    output: str | os.PathLike[str], model: A2MAEPreTrainedModel, processor: A2MAEImageProcessor, card: str
+    output: str | os.PathLike[str],
+    model: A2MAEPreTrainedModel,
+    processor: A2MAEImageProcessor,
+    card: str,
+    licence: str | None,
 ) -> None:
     """Write config.json, model.safetensors, preprocessor_config.json and README.md.
 
@@ -44,18 +44,28 @@ def write_checkpoint(
         output: Folder that is not there, or empty.
         model: The model.
         processor: Turns image sets into its input.
-        card: Text of README.md, without the metadata of the Hub, which are put before it.
+        card: Text of README.md, without the metadata of the Hub, which are put before it, and the section on the
+            licence, which is put after it.
+        licence: Of the weights: an SPDX identifier, or another name; None where it is not known.
 
     Raises:
-        ValueError: If something stands at the output already.
+        ValueError: If something stands at the output already, or the licence has no name.
     """
     output = check_output_folder(output).absolute()
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["a2mae", "remote-sensing", "earth-observation"],
+        **hub_licence(licence),
+    )
+    terms = f"The weights are under {licence}." if licence else _UNKNOWN_LICENCE
+    text = f"---\n{metadata.to_yaml()}\n---\n\n{card}\n## Licence\n\n{terms}\n"
     temporary = output.with_name(f".{os.getpid()}.{output.name}")
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        (temporary / "README.md").write_text(_FRONT_MATTER + card, encoding="utf-8")
+        (temporary / "README.md").write_text(text, encoding="utf-8")
         if output.exists():
             output.rmdir()  # empty; Windows renames onto no folder, not even an empty one
         temporary.rename(output)

@@ -80,11 +80,11 @@ CARD = """\
 (github.com/ZhaoYi1222/AAMAE). The weights are those of that file, under other names; on equal input the network returns
 what the released one returns, to within 1e-4.
 
-It takes image sets of exactly {images} images of {channels} bands each, in patches of {patch} × {patch} pixels, and
-standardises grid image sets of Sentinel-2 and Landsat-8 and Gaofen images with the statistics of the released code.
-The number of attention heads, of which the file holds no trace, is that of MAE: {heads} in the encoder and
-{decoder_heads} in the decoder. What the network was trained on, and under which licence it may be used, says whoever
-trained it.
+It takes image sets of exactly {config.released_num_images} images of {config.num_channels} bands each, in patches of
+{config.patch_size} × {config.patch_size} pixels, and standardises grid image sets of Sentinel-2 and Landsat-8 and
+Gaofen images with the statistics of the released code. The number of attention heads, of which the file holds no trace,
+is that of MAE: {config.num_attention_heads} in the encoder and {config.decoder_num_attention_heads} in the decoder.
+What the network was trained on says whoever trained it.
 
 ```python
 from a2mae_hub import A2MAEForPreTraining, A2MAEImageProcessor
@@ -95,7 +95,9 @@ processor = A2MAEImageProcessor.from_pretrained("path/to/this/folder")
 """
 
 
-def convert_released_checkpoint(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> A2MAEConfig:
+def convert_released_checkpoint(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], *, licence: str | None = None
+) -> A2MAEConfig:
     """Convert a checkpoint of the released code into a folder for `from_pretrained`.
 
     Args:
@@ -103,6 +105,8 @@ def convert_released_checkpoint(source: str | os.PathLike[str], output: str | os
             carry the prefixes of data-parallel (`module.`) and compiled (`_orig_mod.`) models.
         output: Folder that is not there, or empty. It gets config.json, model.safetensors (float32),
             preprocessor_config.json and README.md, all or none.
+        licence: Of the weights, for the card: an SPDX identifier, or another name. None says that it is not known: the
+            code of the release is under MIT, but the authors published no weights and the file names no terms.
 
     Returns:
         The configuration, every dimension read off the weights.
@@ -130,16 +134,9 @@ def convert_released_checkpoint(source: str | os.PathLike[str], output: str | os
             " two networks: save the checkpoint again."
         )
     model.load_state_dict(weights, assign=True)
-    card = CARD.format(
-        name=source.name,
-        images=config.released_num_images,
-        channels=config.num_channels,
-        patch=config.patch_size,
-        heads=config.num_attention_heads,
-        decoder_heads=config.decoder_num_attention_heads,
-    )
+    card = CARD.format(name=source.name, config=config)
     processor = A2MAEImageProcessor(patch_size=config.patch_size, sensors=released_sensors())
-    write_checkpoint(output, model.eval(), processor, card)
+    write_checkpoint(output, model.eval(), processor, card, licence)
     return config
 
 
@@ -157,7 +154,8 @@ def read_released_checkpoint(source: str | os.PathLike[str]) -> tuple[dict[str, 
         ValueError: If the file cannot be read as tensors and plain data, or holds no state dict.
     """
     if not os.path.isfile(source):
-        raise FileNotFoundError(f"{source}: no such file; name the .pth of the released code.")
+        what = "is a folder" if os.path.isdir(source) else "no such file"
+        raise FileNotFoundError(f"{source}: {what}; name the .pth of the released code.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # The optimizer's state is twice the weights: mapped, it is never read from the disk.
@@ -173,7 +171,9 @@ def read_released_checkpoint(source: str | os.PathLike[str]) -> tuple[dict[str, 
             " save its state dict alone with torch.save, and convert that."
         ) from None
     except (RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        # Of text, the unpickler knows no more than the number of a letter.
+        told = "" if isinstance(error, LookupError) else str(error).strip()
+        first_line = (told or "it is no pickle").splitlines()[0].rstrip(".")
         raise ValueError(
             f"{source}: cannot be read as a PyTorch checkpoint ({first_line}); save or download the file again."
         ) from error

@@ -1,9 +1,10 @@
 """Vision transformers of timm, into the encoder and back.
 
-Into the encoder (`convert_timm_vit`). Kept exactly: the blocks, the class token, the last normalisation, and what the
-patch embedding makes of an RGB image. Not kept: the classifier, and the position embedding of the patches. It is a
-table for one grid of pixels, while coordinates here are metres on the ground; the projections of our coordinates start
-at zero, so that they add nothing until they are trained.
+Into the encoder (`convert_timm_vit`). Kept exactly: the blocks, the class token (where there is none, one that is zero
+is added), the last normalisation, and what the patch embedding makes of an RGB image. Not kept: the classifier or
+pooling head, and the position embedding of the patches. It is a table for one grid of pixels, while coordinates here
+are metres on the ground; the projections of our coordinates start at zero, so that they add nothing until they are
+trained.
 
 The patch embedding mixes the C bands of an image into K virtual bands, virtual_k = Σ_c M[c, k] · band_c / C with
 weights M that follow from wavelength and width, and projects these with kernels W_k. A band is thus embedded with the
@@ -46,7 +47,8 @@ RGB_WIDTH = 100.0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-POOLING = {"token": "class", "": "class", "avg": "mean"}
+# "map" pools by a head of its own, which is left out as the classifier is.
+POOLING = {"token": "class", "": "class", "avg": "mean", "map": "mean"}
 
 CARD = """\
 # A2-MAE encoder, converted from timm
@@ -58,9 +60,7 @@ Kept exactly: the {layers} blocks, the class token, the last normalisation, and 
 images (sensor `rgb-8bit` of the processor: red, green, blue from 0 to 255). Not kept: the classifier, and the position
 embedding of the patches, a table for one grid of pixels; the coordinates on the ground that take its place start at
 zero and are to be trained. Bands other than red, green and blue start from the same virtual bands at their own
-wavelengths.
-
-The licence is that of `{name}`.
+wavelengths.{no_class_token}
 
 ```python
 from a2mae_hub import A2MAEImageProcessor, A2MAEModel
@@ -72,7 +72,13 @@ batch = processor(photograph, sensor="rgb-8bit", bands=["red", "green", "blue"],
 """
 
 
-def convert_timm_vit(model: VisionTransformer | str, output: str | os.PathLike[str]) -> A2MAEConfig:
+NO_CLASS_TOKEN = """ The model had no class token: one that starts at zero was added. The patches attend to it, so what
+comes out differs from the model's until it is trained; `pooler_output` is the mean of the patches."""
+
+
+def convert_timm_vit(
+    model: VisionTransformer | str, output: str | os.PathLike[str], *, licence: str | None = None
+) -> A2MAEConfig:
     """Convert a vision transformer of timm into a folder for `A2MAEModel.from_pretrained`.
 
     Args:
@@ -80,6 +86,7 @@ def convert_timm_vit(model: VisionTransformer | str, output: str | os.PathLike[s
             ("vit_base_patch16_224.mae", "hf-hub:owner/name", "local-dir:/folder").
         output: Folder that is not there, or empty. It gets config.json, model.safetensors, preprocessor_config.json
             with the sensor "rgb-8bit" besides all others, and README.md, all or none.
+        licence: Of the weights, for the card: an SPDX identifier, or another name. None takes what timm knows of it.
 
     Returns:
         The configuration.
@@ -97,8 +104,12 @@ def convert_timm_vit(model: VisionTransformer | str, output: str | os.PathLike[s
     sensor = rgb_sensor(settings.get("mean", IMAGENET_MEAN), settings.get("std", IMAGENET_STD))
     others = [other for other in SENSORS.values() if other.name != sensor.name]
     processor = A2MAEImageProcessor(patch_size=encoder.config.patch_size, sensors=[*others, sensor])
-    card = CARD.format(name=name, layers=encoder.config.num_hidden_layers)
-    write_checkpoint(output, encoder, processor, card)
+    card = CARD.format(
+        name=name,
+        layers=encoder.config.num_hidden_layers,
+        no_class_token=NO_CLASS_TOKEN if vit.cls_token is None else "",
+    )
+    write_checkpoint(output, encoder, processor, card, licence or settings.get("license"))
     return encoder.config
 
 
@@ -139,12 +150,7 @@ def from_timm(model: VisionTransformer, name: str = "the model") -> A2MAEModel:
     Raises:
         ValueError: If the model has parts that the encoder cannot represent; names them.
     """
-    reasons = _unrepresentable(model)
-    if reasons:
-        raise ValueError(
-            f"{name}: has no counterpart here, because {'; '.join(reasons)}; take a plain vit_* of timm with a class"
-            " token, such as vit_base_patch16_224.mae."
-        )
+    _check_representable(model, name)
     state = {key: value.detach().float().cpu() for key, value in model.state_dict().items()}
     layers, block = range(len(model.blocks)), cast(Any, model.blocks[0])
     qkv_bias = block.attn.qkv.bias is not None
@@ -160,6 +166,7 @@ def from_timm(model: VisionTransformer, name: str = "the model") -> A2MAEModel:
         num_hidden_layers=len(model.blocks),
         num_attention_heads=block.attn.num_heads,
         intermediate_size=block.mlp.fc1.out_features,
+        hidden_act=_activation(block.mlp.act),
         patch_size=model.patch_embed.patch_size[0],
         layer_norm_eps=model.norm.eps,
         qkv_bias=qkv_bias,
@@ -169,8 +176,8 @@ def from_timm(model: VisionTransformer, name: str = "the model") -> A2MAEModel:
         torch.manual_seed(0)
         encoder = A2MAEModel(config).eval()
 
-    class_token = state["cls_token"]
-    if model.pos_embed is not None and not model.no_embed_class:
+    class_token = state.get("cls_token", torch.zeros(1, 1, config.hidden_size))
+    if model.cls_token is not None and model.pos_embed is not None and not model.no_embed_class:
         class_token = class_token + state["pos_embed"][:, :1]
     kernel, width = state["patch_embed.proj.weight"], config.hidden_size
     mixing = _mixing_weights(encoder, rgb_sensor().bands)
@@ -225,7 +232,7 @@ def to_timm(
     config = encoder.config
     rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
     patch_size, width = config.patch_size, config.hidden_size
-    if config.coordinate_layout == "released" or config.hidden_act != "gelu":
+    if config.coordinate_layout == "released" or config.hidden_act not in ("gelu", "gelu_pytorch_tanh"):
         raise ValueError(
             "The encoder has no counterpart in timm: it must have coordinate_layout='summed', not"
             f" {config.coordinate_layout!r}, and hidden_act='gelu', not {config.hidden_act!r}."
@@ -251,6 +258,7 @@ def to_timm(
         qkv_bias=config.qkv_bias,
         fc_norm=False,
         norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
+        act_layer=partial(nn.GELU, approximate="none" if config.hidden_act == "gelu" else "tanh"),
     )
     state = {key: value.detach().float().cpu() for key, value in encoder.state_dict().items()}
     kernel = state["patch_embedding.projection.weight"].unflatten(1, (-1, patch_size**2))
@@ -308,7 +316,7 @@ def _create(name: str) -> VisionTransformer:
 
     Raises:
         FileNotFoundError: If its weights cannot be had.
-        ValueError: If there is no such model.
+        ValueError: If there is no such model, or it has parts that the encoder cannot represent.
     """
     import timm
 
@@ -317,6 +325,9 @@ def _create(name: str) -> VisionTransformer:
         raise ValueError(
             f"{name}: no vision transformer of timm has this name; timm.list_models('vit_*', pretrained=True) has them."
         )
+    if ":" not in name:
+        with torch.device("meta"):  # what cannot be used is not fetched
+            _check_representable(cast("VisionTransformer", timm.create_model(plain)), name)
     try:
         return cast("VisionTransformer", timm.create_model(name, pretrained=True))
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
@@ -327,18 +338,26 @@ def _create(name: str) -> VisionTransformer:
         ) from error
 
 
+def _check_representable(model: VisionTransformer, name: str) -> None:
+    """Raise ValueError where a model has parts that the encoder cannot represent; names them."""
+    reasons = _unrepresentable(model)
+    if reasons:
+        raise ValueError(
+            f"{name}: has no counterpart here, because {'; '.join(reasons)}; take a plain vit_* of timm, such as"
+            " vit_base_patch16_224.mae."
+        )
+
+
 def _unrepresentable(model: VisionTransformer) -> list[str]:
     """Return what of a model has no counterpart in the encoder."""
     from timm.layers import Attention, Mlp, PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
     if not isinstance(model, VisionTransformer):
-        return [f"it is a {type(model).__name__}, not a VisionTransformer"]
+        return [f"it is of class {type(model).__name__}, not VisionTransformer"]
     patch_embed: Any = model.patch_embed
     blocks: list[Any] = list(model.blocks)
     reasons = []
-    if model.cls_token is None:
-        reasons.append("it has no class token")
     if model.reg_token is not None:
         reasons.append(f"it has {model.num_reg_tokens} register tokens")
     if type(patch_embed) is not PatchEmbed or not isinstance(patch_embed.norm, nn.Identity):
@@ -358,7 +377,7 @@ def _unrepresentable(model: VisionTransformer) -> list[str]:
         reasons.append(f"its blocks are {type(blocks[0]).__name__}")
     elif any(type(block.attn) is not Attention for block in blocks):
         reasons.append(f"its attention is {type(blocks[0].attn).__name__}")
-    elif any(type(block.mlp) is not Mlp or not _is_exact_gelu(block.mlp.act) for block in blocks):
+    elif any(type(block.mlp) is not Mlp or _activation(block.mlp.act) is None for block in blocks):
         mlp = blocks[0].mlp
         reasons.append(f"its feed-forward network is {type(mlp).__name__} with {getattr(mlp, 'act', None)}")
     elif not all(issubclass(norm, nn.LayerNorm) for norm in norms):
@@ -376,9 +395,13 @@ def _unrepresentable(model: VisionTransformer) -> list[str]:
     return reasons
 
 
-def _is_exact_gelu(activation: nn.Module) -> bool:
-    """Say whether an activation is the one that our "gelu" is, not its approximation by tanh."""
-    return type(activation) is nn.GELU and activation.approximate == "none"
+def _activation(activation: nn.Module) -> str | None:
+    """Return the name that transformers has for an activation of timm; None for one that it does not have."""
+    from timm.layers import GELUTanh
+
+    if type(activation) is GELUTanh or (type(activation) is nn.GELU and activation.approximate == "tanh"):
+        return "gelu_pytorch_tanh"
+    return "gelu" if type(activation) is nn.GELU else None
 
 
 __all__ = ["convert_timm_vit", "from_timm", "rgb_sensor", "to_timm"]

@@ -55,7 +55,8 @@ def export_onnx(checkpoint: str | os.PathLike[str] | None, path: str | os.PathLi
     Raises:
         FileNotFoundError: If there is no such checkpoint or folder.
         ImportError: If onnx, onnxscript or onnxruntime is not installed; says how to.
-        ValueError: If the name does not end in `.onnx`, or the graph differs from the checkpoint by more than 1e-4.
+        ValueError: If the name does not end in `.onnx`, the exporter of this torch cannot do it (made with torch 2.15;
+            its arguments are there since 2.6), or the graph differs from the checkpoint by more than 1e-4.
     """
     path = Path(path)
     check_output(path, (".onnx",))
@@ -67,7 +68,15 @@ def export_onnx(checkpoint: str | os.PathLike[str] | None, path: str | os.PathLi
     encoder = _Encoder(model, names).eval()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        _export(encoder, _batch(model.config, sets=2, images=2, bands=3, grid=(2, 3)), temporary)
+        try:
+            _export(encoder, _batch(model.config, sets=2, images=2, bands=3, grid=(2, 3)), temporary)
+        except (TypeError, RuntimeError) as error:
+            # What the exporter cannot do, and which arguments it takes, changes from one torch to the next.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{path}: not written, because the exporter of torch {torch.__version__} failed ({reason}); update"
+                " torch, onnx and onnxscript."
+            ) from error
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         difference = 0.0
         for sizes in ({"sets": 3, "images": 2, "bands": 4, "grid": (3, 3)}, {"sets": 1, "images": 1, "bands": 1}):

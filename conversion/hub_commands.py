@@ -31,6 +31,9 @@ def push(
     dataset: Annotated[
         list[str] | None, typer.Option(help="Id on the Hub of a data set it was trained on. Repeatable.")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights, for a card that is made (SPDX); left out, Apache-2.0.")
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Push a checkpoint to the Hugging Face Hub: show the plan, and with --yes do it and check what arrived.
@@ -38,7 +41,9 @@ def push(
     The token is that of HF_TOKEN or `hf auth login`. Run again after an interruption, it goes on.
     """
     from .hub import plan_model
+    from .hub_errors import no_endless_waiting
 
+    no_endless_waiting()
     plan = plan_model(
         folder,
         repo_id,
@@ -47,6 +52,7 @@ def push(
         create_pr=create_pr,
         report=report,
         datasets=dataset or (),
+        licence=licence,
     )
     _show_and_do(plan, yes, "every file came back as it was sent, and encodes images as it did here")
 
@@ -57,19 +63,21 @@ def push_data(
     private: Private = None,
     revision: Revision = None,
     create_pr: CreatePR = False,
-    licence: Annotated[str | None, typer.Option(help="Licence of the whole, for a new card (SPDX).")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the whole, for the card (SPDX).")] = None,
     yes: Yes = False,
 ) -> None:
     """Push shards to the Hugging Face Hub: show the plan, and with --yes do it and check what arrived.
 
-    The token is that of HF_TOKEN or `hf auth login`. Run again after an interruption, it goes on. Where there is no
-    card, README.md, one is written into the folder.
+    The token is that of HF_TOKEN or `hf auth login`. Run again after an interruption, it goes on. The card, README.md,
+    is written into the folder, unless there is one that you wrote yourself.
     """
     from a2mae_hub.stssd.commands import with_extra
 
     from .hub import plan_data
+    from .hub_errors import no_endless_waiting
 
     with_extra()
+    no_endless_waiting()
     plan = plan_data(folder, repo_id, private=private, revision=revision, create_pr=create_pr, licence=licence)
     _show_and_do(plan, yes, "the Hub holds every file as it was sent")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import get_token
+from huggingface_hub import get_session, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -17,6 +17,9 @@ from huggingface_hub.errors import (
 
 # The HTTP library of huggingface_hub, whose errors are no OSErrors, is one in its version 1 and another in 2.
 _ERRORS: tuple[type[BaseException], ...] = (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
+
+# Seconds without an answer, or without a byte. The Hub may take a while to commit many shards.
+PATIENCE = 300.0
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -42,6 +45,17 @@ def in_plain_words(repo_id: str, token: str | None = None) -> Iterator[None]:
             raise
         # What led to it may hold requests with their headers, so nobody shall print it.
         raise _explained(error, repo_id, token or get_token()) from None
+
+
+def no_endless_waiting(patience: float = PATIENCE) -> None:
+    """Let the Hub's client of this process give up where the Hub falls silent; by itself it waits for ever.
+
+    For commands, whose process is ours. Uploads are tried again first; after the rest, the same command goes on.
+
+    Args:
+        patience: Seconds without an answer, or without a byte.
+    """
+    get_session().timeout = patience
 
 
 def without_tokens(text: str, token: str | None = None) -> str:
@@ -93,4 +107,4 @@ def _explained(error: BaseException, repo_id: str, token: str | None) -> Excepti
     return ConnectionError(f"{repo_id}: the connection to the Hub failed ({reason}); check it, and {again}.")
 
 
-__all__ = ["in_plain_words", "without_tokens"]
+__all__ = ["PATIENCE", "in_plain_words", "no_endless_waiting", "without_tokens"]

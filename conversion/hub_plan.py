@@ -25,14 +25,16 @@ from a2mae_hub.checkpoints import checkpoint as embedded_checkpoint
 from a2mae_hub.checkpoints import embedded
 from a2mae_hub.inference import load_checkpoint
 from a2mae_hub.model_cards import model_card, shown_name
-from a2mae_hub.modeling import modeling_a2mae
+from a2mae_hub.modeling import modeling_a2mae, tasks_a2mae
 
-from .hub_errors import in_plain_words, without_tokens
+from .hub_errors import PATIENCE, in_plain_words, without_tokens
 
 ADDED, CHANGED, SAME, REMOVED = "added", "changed", "same", "removed"
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _BESIDE = ("training.json", "LICENSE")
+# What stands beside shards: card, figures, reports, terms. Anything else in the folder is no part of the data set.
+_BESIDE_SHARDS = (".parquet", ".md", ".png", ".json", ".yaml", ".yml", ".txt", "LICENSE")
 
 _OF_AUTO_CLASS = {"AutoModel": "A2MAEModel", "AutoBackbone": "A2MAEBackbone"}
 
@@ -72,6 +74,7 @@ class Plan:
         card: Where the card comes from.
         files: What is pushed and removed, in the order of their paths.
         kept: Files that are there and stay untouched.
+        left_out: What lies in the folder and is not pushed, folders with a stroke at the end, hidden ones unmentioned.
     """
 
     folder: Path
@@ -87,6 +90,7 @@ class Plan:
     card: str
     files: tuple[PlannedFile, ...]
     kept: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     @property
     def changes(self) -> list[PlannedFile]:
@@ -110,6 +114,7 @@ class Plan:
             f"  licence  {self.licence or 'none given'}",
             f"  card     {self.card}",
             *rows,
+            *([f"  left out {', '.join(self.left_out)}"] if self.left_out else []),
             f"  {_files(len(sent))} to send, {_size(sum(file.size for file in sent))}"
             + (f"; besides, {_files(len(self.kept))} there that nothing happens to" if self.kept else ""),
         ]
@@ -125,6 +130,7 @@ def plan_model(
     create_pr: bool = False,
     report: str | os.PathLike[str] | None = None,
     datasets: Sequence[str] = (),
+    licence: str | None = None,
     token: str | None = None,
 ) -> Plan:
     """Compare a checkpoint with what the Hub holds. Nothing is sent, and nothing written.
@@ -138,6 +144,7 @@ def plan_model(
         create_pr: Open a pull request.
         report: What `a2mae evaluate -o report.json` wrote, for the card.
         datasets: Ids on the Hub of the data sets that it was trained on, for the card.
+        licence: Of the weights, for the card: an SPDX identifier, or another name; None is Apache-2.0.
         token: Of the Hub; None takes HF_TOKEN or that of `hf auth login`.
 
     Returns:
@@ -164,17 +171,25 @@ def plan_model(
     contents |= {path.name: path for path in Path(modeling.__path__[0]).glob("*_a2mae.py")}
     own = folder / "README.md"
     if own.is_file():
-        if report is not None or datasets:
+        if report is not None or datasets or licence is not None:
             raise ValueError(
-                f"{own}: is the card already; write results and data sets there, or move it away to have one made."
+                f"{own}: is the card already; write results, data sets and licence there, or move it away to have one"
+                " made."
             )
         contents["README.md"], card = own, "README.md of the folder"
     else:
-        contents["README.md"] = model_card(folder, report, repo_id=repo_id, datasets=datasets).encode()
-        card = "made from the template" + (
-            f" and {os.path.basename(report)}" if report else ", without measured results"
+        text = model_card(
+            folder, report, repo_id=repo_id, datasets=datasets, licence="Apache-2.0" if licence is None else licence
         )
-    return _compare(folder, repo_id, "model", contents, card, private, revision, create_pr, token)
+        results = f"results of {os.path.basename(report)}" if report else "the results that the package tells"
+        contents["README.md"] = text.encode()
+        card = f"made from the template, {results if 'model-index:' in text else 'without measured results'}"
+    left_out = sorted(
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in folder.iterdir()
+        if path.name not in contents and not path.name.startswith(".")
+    )
+    return _compare(folder, repo_id, "model", contents, left_out, card, private, revision, create_pr, token)
 
 
 def plan_data(
@@ -189,17 +204,19 @@ def plan_data(
 ) -> Plan:
     """Compare a data set with what the Hub holds. Nothing is sent.
 
-    All files of the folder are pushed, hidden ones left out. Shards of the repository that the folder does not have
-    are removed, for readers would take them in.
+    Shards are pushed, and card, figures, reports (.json, .yaml, .txt) and terms beside them; the rest of the folder is
+    left out and named. Shards of the repository that the folder does not have are removed, for readers would take them
+    in.
 
     Args:
         folder: Of shards, as `a2mae stssd build` or `prune` wrote it. Where it has no card, README.md, one is written
-            into it (`a2mae_hub.stssd.card.write_card`), which reads all shards.
+            into it (`a2mae_hub.stssd.card.write_card`), which reads all shards; one that was written so before is
+            written anew, as the shards are now. A card of your own stays.
         repo_id: Where to push ("org/name").
         private: As in `plan_model`.
         revision: As in `plan_model`.
         create_pr: As in `plan_model`.
-        licence: Of the data set as a whole, for a card that has to be written (SPDX).
+        licence: Of the data set as a whole, for the card (SPDX); None keeps what a card that was written before says.
         token: As in `plan_model`.
 
     Returns:
@@ -211,24 +228,38 @@ def plan_data(
         ConnectionError: If the Hub cannot be reached.
         ValueError: If a shard is damaged, the build has not finished, or an argument or the card cannot be.
     """
-    from a2mae_hub.stssd.card import write_card
-    from a2mae_hub.stssd.shards import find_shards
+    from a2mae_hub.stssd.shards import find_shards, open_shards
 
     folder = Path(folder)
     _check(folder, repo_id, revision, create_pr)
-    find_shards(folder)
-    card = "README.md of the folder"
-    if not (folder / "README.md").is_file():
-        write_card(folder, licence=licence, repo_id=repo_id)
-        card = "README.md, written into the folder now"
-    elif licence is not None:
-        raise ValueError(f"{folder / 'README.md'}: is the card already; give the licence there.")
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    contents: dict[str, Path | bytes] = {
-        name: path for name, path in names.items() if not any(part.startswith(".") for part in name.split("/"))
-    }
-    return _compare(folder, repo_id, "dataset", contents, card, private, revision, create_pr, token)
+    for _ in open_shards(find_shards(folder)):
+        pass  # what is no shard is said before anything is sent
+    card = _card_of_data(folder, licence, repo_id)
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    seen = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.split("/"))}
+    contents: dict[str, Path | bytes] = {name: path for name, path in seen.items() if name.endswith(_BESIDE_SHARDS)}
+    left_out = sorted(seen.keys() - contents.keys())
+    return _compare(folder, repo_id, "dataset", contents, left_out, card, private, revision, create_pr, token)
+
+
+def _card_of_data(folder: Path, licence: str | None, repo_id: str) -> str:
+    """Write the card of a data set, unless the folder has one of the user's own; return where it comes from."""
+    from a2mae_hub.stssd.card import _MARK, write_card
+
+    path, name = folder / "README.md", None
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if before is not None:
+        if _MARK not in before:
+            if licence is not None:
+                raise ValueError(f"{path}: is a card of your own; give the licence there.")
+            return "README.md of the folder"
+        # What `a2mae stssd card` was told, and no shard knows.
+        whole = re.search(r"^The data set as a whole: (.+)\.$", before, re.MULTILINE)
+        title = re.search(r"^# (.+)$", before, re.MULTILINE)
+        licence = licence or (whole[1] if whole else None)
+        name = title[1] if title and title[1] != folder.absolute().name else None
+    write_card(folder, name=name, licence=licence, repo_id=repo_id)
+    return "README.md, written into the folder now" if before is None else "README.md, written anew for the shards"
 
 
 def _check(folder: Path, repo_id: str, revision: str | None, create_pr: bool) -> None:
@@ -243,12 +274,12 @@ def _check(folder: Path, repo_id: str, revision: str | None, create_pr: bool) ->
 
 def _model_classes() -> dict[str, str]:
     """Return, for every Auto class of transformers that one of our classes serves, the file and the class."""
-    classes = dict(_OF_AUTO_CLASS)
-    for name in modeling_a2mae.__all__:
-        task = re.fullmatch(r"A2MAE(For\w+)", name)
-        if task and hasattr(transformers, f"AutoModel{task[1]}"):
-            classes[f"AutoModel{task[1]}"] = name
-    found = {auto: f"modeling_a2mae.{name}" for auto, name in classes.items()}
+    found = {auto: f"modeling_a2mae.{name}" for auto, name in _OF_AUTO_CLASS.items()}
+    for module in (modeling_a2mae, tasks_a2mae):
+        for name in module.__all__:
+            task = re.fullmatch(r"A2MAE(For\w+)", name)
+            if task and hasattr(transformers, f"AutoModel{task[1]}"):
+                found[f"AutoModel{task[1]}"] = f"{module.__name__.rpartition('.')[2]}.{name}"
     return {"AutoConfig": "configuration_a2mae.A2MAEConfig", **found}
 
 
@@ -277,6 +308,7 @@ def _compare(
     repo_id: str,
     repo_type: str,
     contents: dict[str, Path | bytes],
+    left_out: Sequence[str],
     card: str,
     private: bool | None,
     revision: str | None,
@@ -291,9 +323,9 @@ def _compare(
     with in_plain_words(repo_id, token):
         api.whoami()
         try:
-            info = api.repo_info(repo_id, repo_type=repo_type)
+            info = api.repo_info(repo_id, repo_type=repo_type, timeout=PATIENCE)
             is_public = not info.private
-            parent = api.repo_info(repo_id, repo_type=repo_type, revision=branch).sha
+            parent = api.repo_info(repo_id, repo_type=repo_type, revision=branch, timeout=PATIENCE).sha
             there = tree(api, repo_id, repo_type, branch)
         except RevisionNotFoundError:
             there = tree(api, repo_id, repo_type, "main")
@@ -301,6 +333,8 @@ def _compare(
             exists = False
     if private and is_public:
         raise ValueError(f"{repo_id}: is public; make it private in its settings first, or leave private out.")
+    if private is False and exists and not is_public:
+        raise ValueError(f"{repo_id}: is private; make it public in its settings first, or leave public out.")
     files = []
     for path, content in contents.items():
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -326,6 +360,7 @@ def _compare(
         card=card,
         files=tuple(sorted(files, key=lambda file: file.path)),
         kept=tuple(kept),
+        left_out=tuple(left_out),
     )
 
 

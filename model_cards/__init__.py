@@ -15,7 +15,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-_TEMPLATE = Path(__file__).parent / "model.md.jinja"
+from a2mae_hub.checkpoints import checkpoint as embedded_checkpoint
+from a2mae_hub.checkpoints import embedded
+
+from .licences import hub_licence
+
+_CARDS = Path(__file__).parent
+_TEMPLATE = _CARDS / "model.md.jinja"
 _TAGS = ["a2mae", "earth-observation", "geospatial", "masked-autoencoder", "remote-sensing", "satellite", "timeseries"]
 _DATES = ("2023-04-05", "2023-06-24", "2023-09-12", "2023-11-20")
 _SENSOR = "sentinel-2-l2a"
@@ -36,15 +42,23 @@ def model_card(
     *,
     repo_id: str | None = None,
     datasets: Sequence[str] = (),
+    licence: str = "Apache-2.0",
+    training_note: str = "",
 ) -> str:
     """Return the card of a checkpoint: metadata in YAML for the Hub, and text in Markdown.
 
     Args:
-        folder: As `save_pretrained` of model and processor, or `a2mae pretrain`, wrote it. What `training.json` tells
-            goes into the card; where the shards are still where they were, so do the licences of their images.
-        report: What `a2mae evaluate -o report.json` wrote; None leaves results out, and says so.
-        repo_id: Id that the checkpoint will have on the Hub, for the examples; None writes them for the folder's path.
+        folder: As `save_pretrained` of model and processor, or `a2mae pretrain`, wrote it, or the name or folder of a
+            checkpoint of the package. What `training.json` tells goes into the card; where the shards are still where
+            they were, so do the licences of their images.
+        report: What `a2mae evaluate -o report.json` wrote. None leaves results out, and says so. But a checkpoint of
+            the package takes them over from its card in the package, with all that this tells of the training, as long
+            as it is the same training.
+        repo_id: Id that the checkpoint will have on the Hub, for the examples. None writes them for
+            `a2mae_hub.checkpoint(name)` where the package holds it, else for the folder's path.
         datasets: Ids on the Hub of the data sets that it was trained on.
+        licence: Of the weights: an SPDX identifier, or another name.
+        training_note: What else is to be said of the training; goes with a report.
 
     Returns:
         The text of README.md.
@@ -56,10 +70,24 @@ def model_card(
     from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
     from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 
-    folder = Path(folder)
+    name = _name_in_package(folder)
+    folder = Path(folder) if name is None else embedded_checkpoint(name)
     settings, processor = _read(folder / "config.json"), _read(folder / "preprocessor_config.json")
     training = _read(folder / "training.json") if (folder / "training.json").is_file() else None
     tasks = _tasks(Path(report)) if report is not None else []
+    sections = {
+        "Training data": _training_data(training, datasets),
+        "Training": _training(training, training_note),
+        "Results": _results(tasks),
+    }
+    measured = _eval_results(tasks)
+    if name is not None and training is not None and report is None and not training_note:
+        published = _published(name, training)
+        if published is not None:
+            measured = published.data.get("eval_results") or []
+            sections |= {title: _section(published, title) for title in sections}
+            links = _links(datasets)
+            sections["Training data"] += f"\n\nPublished as {links}." if links else ""
     encoder, decoder = count_parameters(folder)
     config, sensors = A2MAEConfig.from_dict(settings), A2MAEImageProcessor.from_dict(processor).sensors
     title = (repo_id or folder.absolute().name).split("/")[-1]
@@ -67,20 +95,27 @@ def model_card(
     sensor = next((one for one in sensors if one.name == _SENSOR), sensors[0])
     usual = [band for band in sensor.bands if band.common_name in ("blue", "green", "red", "nir")]
     bands = sensor.bands[: config.num_channels] if config.spectral_projection == "identity" else usual or sensor.bands
+    terms = hub_licence(licence)
     metadata = ModelCardData(
-        license="apache-2.0",
+        license=terms["license"],
+        license_name=terms.get("license_name"),
+        license_link=terms.get("license_link"),
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=_TAGS,
         datasets=list(datasets) or None,
         model_name=title,
-        eval_results=_eval_results(tasks) or None,
+        eval_results=measured or None,
     )
     card = ModelCard.from_template(
         metadata,
         template_path=str(_TEMPLATE),
         title=title,
-        repo_id=repo_id or str(folder),
+        repo_id=repo_id,
+        name=name,
+        # As Python writes it, and as the command line takes it.
+        source=f'a2mae_hub.checkpoint("{name}")' if name and not repo_id else json.dumps(repo_id or str(folder)),
+        source_name=repo_id or name or str(folder),
         config=config,
         encoder_parameters=encoder,
         decoder_parameters=decoder,
@@ -92,10 +127,10 @@ def model_card(
         side=4 * config.patch_size,
         images=list(_DATES[: config.released_num_images if released else 2]),
         sensors=_sensors(sensors),
-        training_data=_training_data(training, datasets),
-        training=_training(training),
-        results=_results(tasks),
-        licence_name="Apache-2.0",
+        training_data=sections["Training data"],
+        training=sections["Training"],
+        results=sections["Results"],
+        licence=licence,
     )
     return str(card.content).rstrip() + "\n"
 
@@ -136,6 +171,33 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no JSON object; write it again.")
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------- the package
+
+
+def _name_in_package(folder: str | os.PathLike[str]) -> str | None:
+    """Return the name of the checkpoint of the package that a name or a folder stands for."""
+    known = os.fspath(folder)
+    for name in embedded():
+        if (known == name and not os.path.isdir(known)) or Path(known).absolute() == embedded_checkpoint(name):
+            return name
+    return None
+
+
+def _published(name: str, training: dict[str, Any]) -> ModelCard | None:
+    """Return the card of a checkpoint in the package; None where it tells of another training than the folder."""
+    path = _CARDS / f"{name}.md"
+    if not path.is_file():
+        return None
+    card = ModelCard(path.read_text(encoding="utf-8"))
+    return card if all(told in card.text for told in _course(training)) else None
+
+
+def _section(card: ModelCard, title: str) -> str:
+    """Return what stands under a heading of a card; results without the sentences of the template before them."""
+    text = card.text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0].strip()
+    return text[text.index("| task |") :] if title == "Results" and "| task |" in text else text
 
 
 # -------------------------------------------------------------------------------------------------------------- results
@@ -192,7 +254,7 @@ def _results(tasks: Iterable[dict[str, Any]]) -> str:
 
 def _training_data(training: dict[str, Any] | None, datasets: Sequence[str]) -> str:
     """Say which image sets the model has seen, and under which terms their images are."""
-    links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
+    links = _links(datasets)
     if training is None:
         return f"{links}." if links else "Not recorded with the weights."
     rows = []
@@ -203,6 +265,11 @@ def _training_data(training: dict[str, Any] | None, datasets: Sequence[str]) -> 
         rows.append([shown_name(path), f"{sum(entry['sets'] for entry in entries):,}", kinds, told])
     text = _table(["data set", "image sets", "kinds of places", "licences of the images"], rows)
     return text + (f"\n\nPublished as {links}." if links else "")
+
+
+def _links(datasets: Sequence[str]) -> str:
+    """Return data sets on the Hub as links."""
+    return ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets)
 
 
 def shown_name(path: str) -> str:
@@ -223,13 +290,26 @@ def _licences(path: str) -> Counter[str]:
     return licences
 
 
-def _training(training: dict[str, Any] | None) -> str:
+def _training(training: dict[str, Any] | None, note: str) -> str:
     """Tell how the model was trained: what was run, how long it took, and how the loss went."""
     if training is None:
         return (
             "How these weights came about is not recorded with them (there is no `training.json`). They may be randomly"
             " initialised."
         )
+    took, losses = _course(training)
+    return "\n\n".join(
+        [
+            f"```bash\n{_command(training['settings'])}\n```",
+            f"{took} Energy was not metered. `training.json` beside the weights holds all settings and the whole curve."
+            + (f"\n{note}" if note else ""),
+            losses,
+        ]
+    )
+
+
+def _course(training: dict[str, Any]) -> tuple[str, str]:
+    """Return how long a training took and on what, as a sentence, and how the loss went, as a table."""
     settings, versions = training["settings"], training["versions"]
     hours = training["seconds"] / 3600
     took = f"{hours:.1f} hours" if hours >= 1 else f"{training['seconds'] / 60:.1f} minutes"
@@ -239,15 +319,11 @@ def _training(training: dict[str, Any] | None) -> str:
     curve = training["curve"]
     chosen = sorted({round(index * (len(curve) - 1) / (_POINTS - 1)) for index in range(_POINTS)})
     points = [[f"{curve[at]['step']:,}", f"{curve[at]['loss']:.4f}"] for at in chosen]
-    return "\n\n".join(
-        [
-            f"```bash\n{_command(settings)}\n```",
-            f"{training['steps']:,} steps of {settings['batch_size']} image sets"
-            f" ({training['epochs']:.1f} epochs), seed {settings['seed']}, in {took} on {on}, with {with_what}."
-            " Energy was not metered. `training.json` beside the weights holds all settings and the whole curve.",
-            _table(["step", "loss"], points),
-        ]
+    sentence = (
+        f"{training['steps']:,} steps of {settings['batch_size']} image sets ({training['epochs']:.1f} epochs), seed"
+        f" {settings['seed']}, in {took} on {on}, with {with_what}."
     )
+    return sentence, _table(["step", "loss"], points)
 
 
 def _command(settings: dict[str, Any]) -> str:
@@ -290,4 +366,4 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-__all__ = ["count_parameters", "model_card", "shown_name"]
+__all__ = ["count_parameters", "hub_licence", "model_card", "shown_name"]

@@ -49,6 +49,14 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             by their standard deviation ("mean_std", twice as wide).
         feature_fusion: Feature maps of the backbone: "set" fuses the images of a set on the anchor's patch grid,
             "image" gives one map per image.
+        segmentation_head: "linear" interpolates a linear layer on the tokens; "fpn" enlarges tokens of several layers
+            step by step and joins convolutions of the anchor's pixels, for borders sharper than a patch.
+        change_head: "difference" compares dates token by token and pixel by pixel; "attention" first lets the tokens of
+            a date attend to those of the other at the same place and around it.
+        head_hidden_size: Width of the heads "fpn", "difference" and "attention"; half of it at full resolution.
+        class_weights: What an example of each class weighs in the loss, one number per class; of labels that are yes or
+            no, what a yes weighs. Of no effect on a regression.
+        semantic_loss_ignore_index: Label of pixels that the loss leaves out.
 
     Example:
         ```python
@@ -100,6 +108,12 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     pooling: Literal["class", "mean", "mean_std"] = "mean"
     feature_fusion: Literal["set", "image"] = "set"
+
+    segmentation_head: Literal["linear", "fpn"] = "fpn"
+    change_head: Literal["difference", "attention"] = "difference"
+    head_hidden_size: int = 64
+    class_weights: list[float | int] | None = None
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -121,6 +135,7 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             "hidden_size num_hidden_layers num_attention_heads intermediate_size patch_size spectral_basis_size"
             " spectral_hidden_size num_channels released_num_images decoder_hidden_size decoder_num_hidden_layers"
             " decoder_num_attention_heads decoder_intermediate_size same_sensor_days other_sensor_days"
+            " head_hidden_size"
         )
         for name in positive.split():
             if getattr(self, name) <= 0:
@@ -131,6 +146,13 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         ):
             if getattr(self, size) % getattr(self, heads):
                 raise ValueError(f"{size}={getattr(self, size)} must be a multiple of {heads}={getattr(self, heads)}.")
+        if self.head_hidden_size % 2:
+            raise ValueError(
+                f"head_hidden_size={self.head_hidden_size} must be even, as half of it is taken at full resolution."
+            )
+        for weight in self.class_weights or ():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"class_weights={self.class_weights} must be finite numbers, at least 0.")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be at least 0 and less than 1.")
         if not 0 < self.decode_ratio <= 1:

@@ -1,7 +1,8 @@
 """Frozen features by one fixed protocol: what a checkpoint knows, beside what needs no model at all."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from a2mae_hub.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from .features import embed_images, embed_maps, hand_made_numbers, raw_statistics
@@ -29,12 +30,7 @@ _LAZY = {
     "segmentation_scores": ".segmentation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from the module that holds it."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

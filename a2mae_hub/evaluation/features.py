@@ -56,7 +56,8 @@ def embed_images(checkpoint: Checkpoint, images: Sequence[Image], batch_size: in
         ValueError: If an image is not what it says it is, or too large for one pass; names it.
     """
     pooled = []
-    for tokens, exists, _ in _encode(checkpoint, images, batch_size):
+    for states, exists, _ in _encode(checkpoint, images, batch_size):
+        tokens = states[-1]
         weights = exists[..., None].float()
         count = weights.sum(1).clamp(min=1)
         mean = (tokens * weights).sum(1) / count
@@ -68,20 +69,26 @@ def embed_images(checkpoint: Checkpoint, images: Sequence[Image], batch_size: in
 def embed_maps(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int = 16) -> list[FeatureMap]:
     """Return the patch tokens of images on their patch grids, magnified as in `embed_images`.
 
+    Those of the first, the middle and the last layer, one after the other: early layers still know where a border is,
+    which later ones trade for what lies on either side of it.
+
     Args:
         checkpoint: As `a2mae_hub.inference.load_checkpoint` returns it.
         images: N images, each a set of its own.
         batch_size: Images that are encoded at once; fewer where they are large.
 
     Returns:
-        N maps of hidden_size features.
+        N maps of 3 · hidden_size features.
 
     Raises:
         ValueError: If an image is not what it says it is, or too large for one pass; names it.
     """
     maps: list[FeatureMap] = []
     patch_size = checkpoint.model.config.patch_size
-    for tokens, exists, grids in _encode(checkpoint, images, batch_size):
+    last = checkpoint.model.config.num_hidden_layers
+    layers = (1, (1 + last) // 2, last)
+    for states, exists, grids in _encode(checkpoint, images, batch_size):
+        tokens = torch.cat([states[layer] for layer in layers], dim=-1)
         values = tokens.masked_fill(~exists[..., None], float("nan")).cpu().numpy()
         for one, (rows, columns) in zip(values, grids, strict=True):
             image = images[len(maps)]
@@ -94,8 +101,8 @@ def embed_maps(checkpoint: Checkpoint, images: Sequence[Image], batch_size: int 
 
 def _encode(
     checkpoint: Checkpoint, images: Sequence[Image], batch_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[list[int]]]]:
-    """Yield patch tokens (B, L, D) float32, where they exist (B, L), and rows and columns of each grid."""
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor, list[list[int]]]]:
+    """Yield patch tokens (B, L, D) float32 before and after every layer, where they exist (B, L), and grid shapes."""
     if not images:
         raise ValueError("There are no images to encode; pass at least one.")
     model, patch_size = checkpoint.model, checkpoint.model.config.patch_size
@@ -111,8 +118,14 @@ def _encode(
             batch = checkpoint.processor(sets, size=size, return_tensors="pt")
             inputs = {key: value.to(model.device) for key, value in batch.items()}
             with torch.inference_mode():
-                tokens = model.a2mae(**inputs).last_hidden_state[:, 1:].float()
-            yield tokens, inputs["attention_mask"], batch["grid_shapes"][:, 0].tolist()
+                encoded = model.a2mae(**inputs, output_hidden_states=True)
+            # The last one with the norm of the encoder.
+            states = [*encoded.hidden_states[:-1], encoded.last_hidden_state]
+            yield (
+                [state[:, 1:].float() for state in states],
+                inputs["attention_mask"],
+                batch["grid_shapes"][:, 0].tolist(),
+            )
 
 
 def _seen_size(checkpoint: Checkpoint, image: Image) -> tuple[int, int]:

@@ -28,11 +28,11 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from a2mae_hub.recipe_files import check_sensor, check_text, checked, is_number, listed, read_yaml
+from a2mae_hub.recipe_files import check_sensor, check_text, checked_fields, is_number, read_entries
 
 CLASSIFICATION, FEW_SHOT, SEGMENTATION, RECONSTRUCTION = "classification", "few-shot", "segmentation", "reconstruction"
 KINDS = (CLASSIFICATION, FEW_SHOT, SEGMENTATION, RECONSTRUCTION)
@@ -191,25 +191,12 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         FileNotFoundError: If there is no such file.
         ValueError: If it is no recipe; names the file, the task and the key.
     """
-    path = Path(path)
-    content = read_yaml(path, "docs/recipes/open_evaluation.yaml")
-    try:
-        top = checked(content, ("root", "tasks"), "the recipe")
-        check_text("root", top.get("root"), optional=True)
-        tasks = tuple(_task(item, number) for number, item in enumerate(listed(top.get("tasks"), "tasks"), start=1))
-        folder = Path(root) if root is not None else path.parent / (top.get("root") or ".")
-        return Recipe(tasks, folder)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return Recipe(*read_entries(path, root, "docs/recipes/open_evaluation.yaml", "tasks", _task))
 
 
 def _task(item: Any, number: int) -> Task:
     """Read one task."""
-    known = checked(item, [field.name for field in fields(Task)], f"task {number}")
-    what = f"task {known.get('name', number)!r}"
-    for field in fields(Task):
-        if field.default is MISSING and field.name not in known:
-            raise ValueError(f"{what}: {field.name} is missing.")
+    known, what = checked_fields(item, Task, "task", f"task {number}")
     facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     try:
         return Task(**facts)

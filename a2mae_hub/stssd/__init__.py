@@ -1,7 +1,8 @@
 """STSSD: image sets of many places, built from scenes, pruned, and streamed from Parquet shards."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from a2mae_hub.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from .collate import ImageSetCollator
@@ -9,12 +10,7 @@ if TYPE_CHECKING:
 
 _LAZY = {"ImageSetCollator": ".collate", "load": ".stream"}
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from the module that holds it."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_on_use(__name__, _LAZY)
 
 
 def __dir__() -> list[str]:

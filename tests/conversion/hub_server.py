@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,6 +143,7 @@ _NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client's acknowledgement of its headers
 
     def log_message(self, *_: object) -> None:
         """Say nothing on standard error."""
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.action in ("stall", "interrupt"):
             if self.action == "interrupt":
                 _thread.interrupt_main()
-            time.sleep(3)
+            threading.Event().wait(3)  # not time.sleep, which a session may have shortened
             self._hang_up()
             return
         try:
@@ -380,6 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, kind: str, name: str, oid: str) -> None:
         self._see_no_token()
+        if self.action == "corrupt":
+            self.body = self.body[:-1] + bytes([self.body[-1] ^ 0xFF])
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise _Refused(400, message="the content does not match its hash")
         self.hub.repositories[kind, name].blobs[oid] = self.body

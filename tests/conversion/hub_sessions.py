@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -197,11 +198,13 @@ def publish(folder: Path) -> dict[str, Any]:
     api, checkpoint = HfApi(), write_checkpoint(folder / "nano")
     (folder / "report.json").write_text(json.dumps(REPORT))
     (checkpoint / "training.json").write_text(json.dumps(TRAINING))
+    (checkpoint / "optimizer.pt").write_bytes(bytes(1000))
+    (checkpoint / "checkpoint-2").mkdir()
     options = ("--repo-id", NANO, "--report", str(folder / "report.json"), "--dataset", DATA)
     facts["plan"], facts["there after the plan"] = push(*options), api.repo_exists(NANO)
     facts["push"] = push(*options, "--yes")
     facts["pushed again"] = push(*options, "--yes")
-    push("--repo-id", SECRET, "--private", "--yes")
+    facts["secret"] = push("--repo-id", SECRET, "--private", "--yes", "--licence", "CC-BY-NC-4.0")
 
     classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoBackbone, AutoImageProcessor)
     loaded = [one.from_pretrained(NANO) for one in classes]
@@ -216,6 +219,7 @@ def publish(folder: Path) -> dict[str, Any]:
     facts["request"] = push(*options, "--create-pr", "--yes")
     facts["branch"] = push(*options, "--revision", "next", "--yes")
     facts["public made private"] = refusal(push, "--repo-id", NANO, "--private")
+    facts["private made public"] = refusal(push, "--repo-id", SECRET, "--public")
     return facts
 
 
@@ -236,11 +240,12 @@ def load_without_package(folder: Path) -> dict[str, Any]:
 
 
 def load_offline(folder: Path) -> dict[str, Any]:
-    """Load the checkpoint with the package and without the network."""
+    """Load the checkpoint without the network, by its own code and then with the package; try to push."""
+    facts = {"by its own code": features(NANO, trust_remote_code=True), "package": "a2mae_hub" in sys.modules}
     import a2mae_hub  # noqa: F401
     from a2mae_hub.conversion.hub import plan_model
 
-    return {"features": features(NANO), "push": refusal(plan_model, folder / "nano", NANO)}
+    return {**facts, "features": features(NANO), "push": refusal(plan_model, folder / "nano", NANO)}
 
 
 def publish_data(folder: Path) -> dict[str, Any]:
@@ -264,12 +269,19 @@ def publish_data(folder: Path) -> dict[str, Any]:
 
     # What `datasets` sleeps at the end of a stream.
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
-    facts: dict[str, Any] = {"plan": push(), "push": push("--yes")}
+    (shards / "scene.tif").write_bytes(bytes(1000))
+    facts: dict[str, Any] = {"plan": push("--licence", "CC0-1.0"), "push": push("--yes"), "again": push("--yes")}
     rows = datasets.load_dataset(DATA, split="train", streaming=True)
     facts["datasets"] = [row["id"] for row in rows]
     facts["load"] = [from_row(row).id for row in load(DATA)]
     (shards / "grid-00002.parquet").unlink()
     facts["fewer"] = push("--yes")
+    own = "---\nlicense: mit\n---\n\nWritten by hand.\n"
+    (shards / "README.md").write_text(own)
+    facts["card of one's own"], facts["licence beside it"] = push(), refusal(push, "--licence", "MIT")
+    facts["card kept"] = (shards / "README.md").read_text() == own
+    (shards / "foreign.parquet").write_bytes(b"no shard")
+    facts["foreign parquet"] = refusal(push)
     return facts
 
 
@@ -277,6 +289,9 @@ def meet_faults(folder: Path) -> dict[str, Any]:
     """Push to and read from a Hub in this very process, that fails in every way."""
     from hub_server import EXPIRED_TOKEN, OWNER_TOKEN, STRANGER_TOKEN, Hub
 
+    # The client waits for seconds before it tries again.
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 0.05))  # type: ignore[assignment]
     with Hub() as hub:
         os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
         facts = {**_faults_of_models(hub, folder), **_faults_of_data(hub, folder)}
@@ -308,6 +323,7 @@ def _faults_of_models(hub: Any, folder: Path) -> dict[str, Any]:
     from hub_server import OWNER_TOKEN
 
     from a2mae_hub.conversion.hub import plan_model, push
+    from a2mae_hub.conversion.hub_errors import no_endless_waiting
 
     write_checkpoint(folder / "nano")
     facts: dict[str, Any] = {}
@@ -333,7 +349,18 @@ def _faults_of_models(hub: Any, folder: Path) -> dict[str, Any]:
     facts["cut and stalled on the way back"] = refusal(push, plan, token=OWNER_TOKEN)
     facts["downloads"] = hub.count("GET", "/cdn/") - before
 
+    hub.fail("PUT", "/lfs/models/org/released", "corrupt")
+    facts["damaged on the way there"] = refusal(_push_released, folder / "released")
     facts["released layout"] = refusal(_push_released, folder / "released")
+
+    (folder / "nano" / "LICENSE").write_text("first terms")
+    hub.fail("POST", "/models/org/model/commit/", "stall")
+    no_endless_waiting(1.0)
+    facts["silent"] = _push_model(folder, OWNER_TOKEN)
+    facts["after the silence"] = _push_model(folder, OWNER_TOKEN)
+    (folder / "nano" / "LICENSE").write_text("second terms")
+    hub.fail("POST", "/models/org/model/commit/", 401)
+    facts["expired on the way"] = _push_model(folder, OWNER_TOKEN)
 
     (folder / "nano" / "LICENSE").write_text("terms")
     stale = plan_model(folder / "nano", "org/model", token=OWNER_TOKEN)

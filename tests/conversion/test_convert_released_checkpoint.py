@@ -10,11 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from a2mae_hub.conversion.commands import convert_app
+from a2mae_hub.cli import app
 from a2mae_hub.conversion.convert_released_checkpoint import convert_released_checkpoint
+from a2mae_hub.modeling import modeling_a2mae
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
 
@@ -62,7 +64,10 @@ def reference(shared, tmp_path_factory):
     content = {"model": state, "optimizer": {"state": {}}, "epoch": 99, "scaler": {}, "args": ARGUMENTS}
     torch.save(content, folder / "checkpoint-99.pth")
     del state, content
-    convert_released_checkpoint(folder / "checkpoint-99.pth", folder / "out")
+    result = CliRunner().invoke(
+        app, ["convert", "released", str(folder / "checkpoint-99.pth"), "-o", str(folder / "out")]
+    )
+    assert result.exit_code == 0, result.output
     (folder / "checkpoint-99.pth").unlink()
     return folder / "out", np.load(fixture / "expected.npz")
 
@@ -189,6 +194,51 @@ def test_the_processor_standardises_as_the_released_code(bare):
     assert sensors["gaofen-2"].find("blue").mean == 78.68
 
 
+def test_what_the_training_was_told_is_taken_over(state, tmp_path):
+    content = {"model": state, "optimizer": {}, "epoch": 1, "scaler": {}, "args": ARGUMENTS}
+    torch.save(content, tmp_path / "a.pth")
+    config = convert_released_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+    assert (config.mask_ratio, config.normalize_targets) == (0.6, True)
+
+
+TASKS = [name for name in modeling_a2mae.__all__ if name != "A2MAEPreTrainedModel"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_encoder_serves_every_model(state, bare, name):
+    """Heads start anew; every weight below them is that of the file."""
+    model, report = getattr(modeling_a2mae, name).from_pretrained(bare, output_loading_info=True)
+    assert not report["mismatched_keys"]
+    encoder = model.base_model if name != "A2MAEModel" else model
+    prefix = "" if encoder is model else f"{model.base_model_prefix}."
+    own = {prefix + key for key in encoder.state_dict()}
+    assert not own & set(report["missing_keys"])
+    blocks = dict(encoder.named_parameters())
+    key = next(key for key in blocks if key.endswith("layers.1.mlp.fc1.weight"))
+    assert torch.equal(blocks[key], state["blocks.1.mlp.fc1.weight"])
+
+
+def test_the_card_names_a_licence_only_where_one_was_told(state, bare, tmp_path):
+    text = (bare / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "unknown"
+    assert "licence of the weights is not known" in text and "{" not in text
+    torch.save(state, tmp_path / "a.pth")
+    arguments = [
+        "convert",
+        "released",
+        str(tmp_path / "a.pth"),
+        "-o",
+        str(tmp_path / "out"),
+        "--licence",
+        "CC-BY-NC-4.0",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "cc-by-nc-4.0"
+    assert "The weights are under CC-BY-NC-4.0." in text
+
+
 def test_missing_and_unexpected_weights_are_all_listed(state, tmp_path):
     broken = {name: value for name, value in state.items() if not name.startswith("decoder_blocks.0.attn")}
     del broken["blocks.1.mlp.fc2.bias"]
@@ -248,6 +298,7 @@ def test_a_hostile_pickle_is_refused_and_executes_nothing(place, form, tmp_path)
     [
         (b"", "cannot be read"),
         (b"no checkpoint at all", "refused"),
+        (b"hello", r"cannot be read as a PyTorch checkpoint \(it is no pickle\)"),
         ([1, 2], "holds a list, not weights"),
         ({}, "holds a dict, not weights"),
         ({"a": torch.zeros(1), "module.a": torch.zeros(1)}, "holds a twice"),
@@ -275,6 +326,8 @@ def test_a_checkpoint_cut_short_is_one_sentence(state, tmp_path):
 def test_nothing_is_overwritten_and_nothing_is_left_half_written(state, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such file"):
         convert_released_checkpoint(tmp_path / "none.pth", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="is a folder; name the"):
+        convert_released_checkpoint(tmp_path, tmp_path / "out")
     torch.save(state, tmp_path / "a.pth")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
@@ -294,7 +347,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(state, tmp_path
 def test_the_command_says_what_it_wrote(state, tmp_path):
     torch.save(state, tmp_path / "a.pth")
     (tmp_path / "out").mkdir()
-    result = CliRunner().invoke(convert_app, ["released", str(tmp_path / "a.pth"), "-o", str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["convert", "released", str(tmp_path / "a.pth"), "-o", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "encoder of 2 layers of width 448, decoder of 1 of 32, 3 images of 5 bands" in result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES

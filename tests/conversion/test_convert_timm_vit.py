@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from timm.layers import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from typer.testing import CliRunner
@@ -56,12 +57,41 @@ def batch_of(photograph: np.ndarray, patch_size: int = 8) -> dict[str, torch.Ten
     return dict(processor(photograph, sensor="rgb-8bit", bands=RGB, return_tensors="pt"))
 
 
-def test_a_real_architecture_embeds_an_rgb_image_as_in_timm():
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=2).eval()
-    image = np.random.default_rng(1).integers(0, 256, (3, 224, 224), dtype=np.uint8)
+# Plain, 8 × 8 patches, MAE, DINOv2 (layer scale, 14 × 14), mean without a class token, pooling by a map.
+ARCHITECTURES = {
+    "vit_tiny_patch16_224": 16,
+    "vit_small_patch8_224.dino": 8,
+    "vit_base_patch16_224.mae": 16,
+    "vit_small_patch14_dinov2.lvd142m": 14,
+    "vit_base_patch16_siglip_gap_224": 16,
+    "vit_base_patch16_siglip_224": 16,
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_real_architecture_embeds_an_rgb_image_and_works_as_in_timm(name):
+    patch_size = ARCHITECTURES[name]
+    side = 3 * patch_size
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(name, pretrained=False, depth=1, img_size=side).eval()
+    image = np.random.default_rng(1).integers(0, 256, (3, side, side), dtype=np.uint8)
+    encoder = from_timm(model)
     with torch.inference_mode():
-        embedded = from_timm(model).patch_embedding(batch_of(image, 16))
-        torch.testing.assert_close(embedded, model.patch_embed(standardised(image)), atol=1e-5, rtol=0)
+        embedded, expected = (
+            encoder.patch_embedding(batch_of(image, patch_size)),
+            model.patch_embed(standardised(image)),
+        )
+        torch.testing.assert_close(embedded, expected, atol=1e-5, rtol=0)
+        after = encoder.layers[0](expected)
+        torch.testing.assert_close(after, model.blocks[0](expected), atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.layernorm(after), model.norm(model.blocks[0](expected)), atol=1e-4, rtol=0)
+
+
+def test_a_class_token_that_was_not_there_starts_at_zero():
+    model = random_timm(class_token=False, global_pool="avg", fc_norm=False)
+    encoder = from_timm(model)
+    assert not encoder.cls_token.any() and encoder.config.pooling == "mean"
 
 
 def test_the_order_of_the_bands_does_not_matter(photograph):
@@ -74,7 +104,9 @@ def test_the_order_of_the_bands_does_not_matter(photograph):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"init_values": 0.1}, {"qkv_bias": False}], ids=["plain", "scaled", "no bias"]
+    "settings",
+    [{}, {"init_values": 0.1}, {"qkv_bias": False}, {"act_layer": partial(torch.nn.GELU, approximate="tanh")}],
+    ids=["plain", "scaled", "no bias", "tanh"],
 )
 def test_blocks_return_what_those_of_timm_return(settings):
     model = random_timm(**settings)
@@ -152,11 +184,32 @@ def test_a_converted_folder_describes_its_own_input(timm_folder, tmp_path, photo
     with torch.inference_mode():
         expected = without_position(model).forward_features(standardised(photograph, [0.5] * 3, [0.5] * 3))
         torch.testing.assert_close(loaded(**batch).last_hidden_state, expected, atol=2e-5, rtol=0)
-    assert "local-dir" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "local-dir" in card and "{" not in card
+    assert "license: unknown" in card and "licence of the weights is not known" in card
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "metadata"),
+    [
+        ("cc-by-nc-4.0", None, {"license": "cc-by-nc-4.0"}),
+        ("cc-by-nc-4.0", "Apache-2.0", {"license": "apache-2.0"}),
+        ("dinov3-license", None, {"license": "other", "license_name": "dinov3-license"}),
+    ],
+    ids=["as timm knows", "as told", "one of its own"],
+)
+def test_the_card_names_the_licence_of_the_weights(known, told, metadata, tmp_path):
+    model = random_timm(class_token=False, global_pool="avg", fc_norm=False)
+    model.pretrained_cfg = {"architecture": "vit_own", "license": known}
+    convert_timm_vit(model, tmp_path / "out", licence=told)
+    card = (tmp_path / "out" / "README.md").read_text()
+    found = yaml.safe_load(card.split("---\n")[1])
+    assert {key: found[key] for key in metadata} == metadata
+    assert f"The weights are under {told or known}." in card
+    assert "had no class token" in card
 
 
 REFUSED = {
-    "no class token": {"class_token": False, "global_pool": "avg", "fc_norm": False},
     "2 register tokens": {"reg_tokens": 2},
     "before the blocks": {"pre_norm": True},
     "fc_norm": {"global_pool": "avg"},
@@ -165,10 +218,9 @@ REFUSED = {
     "8 × 4": {"patch_size": (8, 4)},
     "GluMlp": {"mlp_layer": SwiGLUPacked},
     "Mlp with ReLU": {"act_layer": torch.nn.ReLU},
-    "Mlp with GELU.*tanh": {"act_layer": partial(torch.nn.GELU, approximate="tanh")},
     "with the class token": {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": True},
     "its projections have no bias": {"proj_bias": False},
-    "pools by 'map'": {"global_pool": "map"},
+    "pools by 'max'": {"global_pool": "max", "fc_norm": False},
 }
 
 
@@ -184,6 +236,11 @@ def test_what_has_no_counterpart_is_refused_by_name(reason, tmp_path):
 def test_a_name_that_is_no_vision_transformer_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=rf"{name}: no vision transformer of timm"):
         convert_timm_vit(name, tmp_path / "out")
+
+
+def test_what_has_no_counterpart_is_not_fetched(tmp_path):
+    with pytest.raises(ValueError, match=r"vit_base_patch16_clip_224: has no counterpart here, .* before the blocks"):
+        convert_timm_vit("vit_base_patch16_clip_224", tmp_path / "out")
 
 
 def test_a_name_without_weights_says_so(tmp_path):
@@ -227,8 +284,9 @@ def test_back_in_timm_positions_matter():
     assert not near[:, 0].any()
 
 
-def test_timm_to_ours_to_timm_is_the_model_without_its_position(photograph):
-    model = random_timm(num_classes=0)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_timm_to_ours_to_timm_is_the_model_without_its_position(photograph, approximate):
+    model = random_timm(num_classes=0, act_layer=partial(torch.nn.GELU, approximate=approximate))
     back = to_timm(from_timm(model), rgb_sensor().bands, image_size=32, ground_resolution=0)
     without_position(model)
     with torch.inference_mode():

@@ -119,6 +119,22 @@ def test_a_graph_that_differs_is_not_written(graph, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_an_exporter_that_cannot_is_one_sentence(tmp_path, monkeypatch):
+    """As that of an older torch, which has other arguments, or knows not all operators."""
+    save_encoder(tmp_path / "checkpoint", **SUMMED)
+
+    def older(*_: object, dynamo: bool, **__: object) -> None:
+        raise TypeError("export() got an unexpected keyword argument\nand more")
+
+    monkeypatch.setattr(torch.onnx, "export", older)
+    with pytest.raises(
+        ValueError, match=r"encoder\.onnx: not written, .* torch 2\.\S+ failed \(export\(\) got .*; update"
+    ) as error:
+        export_onnx(tmp_path / "checkpoint", tmp_path / "encoder.onnx")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_a_wrong_name_is_said_before_the_work(tmp_path):
     with pytest.raises(ValueError, match=r"\.onnx"):
         export_onnx(tmp_path / "nowhere", tmp_path / "encoder.pt")

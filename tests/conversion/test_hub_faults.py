@@ -13,7 +13,8 @@ FINE = "nothing went wrong"
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    facts, output = run("meet_faults", tmp_path_factory.mktemp("faults"), "home")
+    facts, output = run("meet_faults", tmp_path_factory.mktemp("faults"), "home", HF_DEBUG="1")
+    assert "curl" in output  # the client told of every request
     for token in (OWNER_TOKEN, EXPIRED_TOKEN, STRANGER_TOKEN):
         assert token not in output + json.dumps(facts)
     return facts
@@ -38,6 +39,17 @@ def test_a_push_goes_on_after_a_failed_commit_and_sends_no_weights_again(facts: 
 def test_a_download_with_another_hash_is_detected(facts: dict[str, Any]) -> None:
     error = facts["damaged on the way back"]
     assert error.startswith("ValueError: org/model: model.safetensors") and "hash" in error
+
+
+def test_an_upload_with_another_hash_is_refused_and_goes_on(facts: dict[str, Any]) -> None:
+    error = facts["damaged on the way there"]
+    assert error.startswith("ValueError: org/released: ") and "model.safetensors" in error and "hash" in error
+    assert facts["released layout"] == FINE
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for_for_ever(facts: dict[str, Any]) -> None:
+    assert facts["silent"].startswith("ConnectionError: org/model: ") and "timed out" in facts["silent"]
+    assert facts["after the silence"] == FINE
 
 
 def test_a_download_that_is_cut_or_stalls_goes_on(facts: dict[str, Any]) -> None:
@@ -79,7 +91,8 @@ def test_a_damaged_shard_is_detected_on_reading(facts: dict[str, Any]) -> None:
 
 
 def test_a_token_that_does_not_do_is_named_and_not_shown(facts: dict[str, Any]) -> None:
-    assert facts["expired"].startswith("PermissionError: org/model: ") and "expired" in facts["expired"]
+    for name in ("expired", "expired on the way"):
+        assert facts[name].startswith("PermissionError: org/model: ") and "expired" in facts[name]
     assert facts["no token"].startswith("PermissionError: org/model: ") and "hf auth login" in facts["no token"]
     for name in ("stranger, private", "stranger, public"):
         assert facts[name].startswith("PermissionError: org/model: ") and "may not write" in facts[name]

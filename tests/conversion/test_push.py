@@ -134,6 +134,17 @@ def test_private_is_private_from_the_first_commit(hub: Hub, published: dict[str,
     assert hub.repositories["models", SECRET].private
     assert not hub.repositories["models", NANO].private
     assert "is public" in published["public made private"]
+    assert "is private" in published["private made public"]
+
+
+def test_what_is_not_part_of_a_checkpoint_is_named_and_stays_here(hub: Hub, published: dict[str, Any]) -> None:
+    assert "left out checkpoint-2/, optimizer.pt" in published["plan"]
+    assert "optimizer.pt" not in hub.repositories["models", NANO].files()
+
+
+def test_a_licence_that_is_told_is_that_of_the_card(hub: Hub, published: dict[str, Any]) -> None:
+    assert re.search(r"licence +cc-by-nc-4\.0", published["secret"])
+    assert b"license: cc-by-nc-4.0" in hub.repositories["models", SECRET].files()["README.md"]
 
 
 def test_a_private_checkpoint_says_that_a_token_is_missing(elsewhere: dict[str, Any]) -> None:
@@ -144,10 +155,11 @@ def test_the_cache_is_enough_without_the_network(
     hub: Hub, folder: Path, published: dict[str, Any], elsewhere: dict[str, Any]
 ) -> None:
     before = len(hub.requests)
-    offline = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "1"}
-    facts = run("load_offline", folder, "home", **offline, HF_TOKEN=OWNER_TOKEN)[0]
-    bare = run("load_without_package", folder, "elsewhere", **offline)[0]
-    assert facts["features"] == published["here"] and bare["features"] == elsewhere["features"]
+    facts = run(
+        "load_offline", folder, "elsewhere", HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1", HF_TOKEN=OWNER_TOKEN
+    )[0]
+    assert facts["by its own code"] == elsewhere["features"] and not facts["package"]
+    assert facts["features"] == published["here"]
     assert facts["push"].startswith("ConnectionError") and "HF_HUB_OFFLINE" in facts["push"]
     assert len(hub.requests) == before
 
@@ -159,11 +171,32 @@ def test_shards_stream_from_the_hub(data: dict[str, Any]) -> None:
 
 
 def test_a_data_set_gets_its_card_and_loses_what_its_folder_lost(hub: Hub, data: dict[str, Any]) -> None:
-    assert "cc-by-4.0" in data["plan"] and "written into the folder" in data["plan"]
+    assert "cc0-1.0" in data["plan"] and "written into the folder" in data["plan"]
     assert re.search(r"- grid-00002.parquet .* removed", data["fewer"])
     files = hub.repositories["datasets", DATA].files()
     assert [name for name in files if name.endswith(".parquet")] == ["grid-00000.parquet", "grid-00001.parquet"]
     assert DATA in files["README.md"].decode()
+
+
+def test_the_card_of_a_data_set_follows_its_shards_and_keeps_its_licence(hub: Hub, data: dict[str, Any]) -> None:
+    assert "nothing had changed" in data["again"]
+    assert re.search(r"~ README.md .* changed", data["fewer"])
+    card = hub.repositories["datasets", DATA].files()["README.md"].decode()
+    assert "of 4 of 4 sets" in card
+    assert "license: cc0-1.0" in card and "The data set as a whole: CC0-1.0." in card
+
+
+def test_a_card_of_ones_own_stays(data: dict[str, Any]) -> None:
+    assert data["card kept"] and re.search(r"licence +mit\n *card +README.md of the folder", data["card of one's own"])
+    assert (
+        data["licence beside it"].startswith("AssertionError") and "give the licence there" in data["licence beside it"]
+    )
+
+
+def test_what_is_no_part_of_a_data_set_is_named(hub: Hub, data: dict[str, Any]) -> None:
+    assert "left out scene.tif" in data["plan"]
+    assert "scene.tif" not in hub.repositories["datasets", DATA].files()
+    assert "foreign.parquet" in data["foreign parquet"] and "ValueError" in data["foreign parquet"]
 
 
 def test_the_training_is_told_without_the_ways_through_the_machine(hub: Hub, published: dict[str, Any]) -> None:

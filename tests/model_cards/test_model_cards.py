@@ -1,6 +1,7 @@
 """Cards say what the files of a checkpoint say, and no more."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 import yaml
 
 from a2mae_hub import A2MAEConfig, A2MAEForPreTraining, A2MAEImageProcessor
-from a2mae_hub.model_cards import count_parameters, model_card
+from a2mae_hub.checkpoints import checkpoint, embedded
+from a2mae_hub.model_cards import count_parameters, hub_licence, model_card
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 OVERRIDES = {**SIZES, **{f"decoder_{name}": size for name, size in SIZES.items()}, "mask_ratio": 0.6}
@@ -184,3 +186,80 @@ def test_what_is_missing_or_no_report_is_named(folder: Path, tmp_path: Path) -> 
     (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="cannot be read"):
         count_parameters(folder)
+
+
+# ------------------------------------------------------------------------------------- the checkpoints of the package
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+
+
+def sections(card: str) -> dict[str, str]:
+    """Return what stands under every heading."""
+    return {part.split("\n")[0]: part for part in card.split("\n## ")[1:]}
+
+
+@pytest.mark.parametrize("name", embedded())
+def test_the_card_of_a_checkpoint_of_the_package_tells_of_that_checkpoint(name: str) -> None:
+    """Where this fails, the weights are others than those of the card: regenerate it."""
+    text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
+    assert model_card(name) == text
+    assert model_card(checkpoint(name)) == text
+    fresh = sections(model_card(checkpoint(name), training_note="A note."))
+    # With a note nothing is taken over: the training is told from training.json.
+    training = fresh["Training"].replace("\nA note.", "")
+    assert all(line in sections(text)["Training"] for line in training.split("\n\n")[-1].splitlines())
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*.md")), ids=lambda path: path.stem)
+def test_no_card_tells_of_the_machine_that_it_was_written_on(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(work|home|root|tmp|Users|mnt)/", text)
+    assert "{{" not in text
+
+
+@pytest.mark.parametrize("name", embedded())
+def test_the_usage_of_a_checkpoint_of_the_package_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(name), re.DOTALL)
+    assert f'a2mae_hub.checkpoint("{name}")' in code
+    exec(compile(code, "card", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([1, ")
+
+
+def test_pushed_it_keeps_what_was_measured_and_names_its_repository() -> None:
+    ours, pushed = model_card("a2mae-nano"), model_card("a2mae-nano", repo_id="org/nano", datasets=["org/places"])
+    assert metadata(pushed)["model-index"][0]["results"] == metadata(ours)["model-index"][0]["results"]
+    ours, pushed = sections(ours), sections(pushed)
+    assert pushed["Results"] == ours["Results"] and pushed["Training"] == ours["Training"]
+    assert "datasets/org/places" in pushed["Training data"]
+    assert 'from_pretrained("org/nano", trust_remote_code=True)' in pushed["How to use it"]
+
+
+def test_results_of_other_weights_are_not_taken_over(monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    from a2mae_hub import checkpoints
+
+    (trained.parent / "a2mae-nano").symlink_to(trained)
+    monkeypatch.setattr(checkpoints, "_FOLDER", trained.parent)
+    card = model_card("a2mae-nano")
+    assert "400 steps of 16 image sets" in card and "None were measured" in card and "model-index" not in metadata(card)
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("CC BY-NC 4.0", {"license": "cc-by-nc-4.0"}),
+        ("ODbL-1.0", {"license": "odbl"}),
+        (None, {"license": "unknown"}),
+        ("Own Terms (2024)", {"license": "other", "license_name": "own-terms-2024", "license_link": "README.md"}),
+    ],
+)
+def test_a_licence_has_the_name_that_the_hub_knows(licence: str | None, expected: dict[str, str]) -> None:
+    assert hub_licence(licence) == expected
+    with pytest.raises(ValueError, match="names none"):
+        hub_licence("–")
+
+
+def test_weights_under_other_terms_say_so(folder: Path) -> None:
+    card = model_card(folder, licence="CC-BY-NC-4.0")
+    assert metadata(card)["license"] == "cc-by-nc-4.0"
+    assert "The weights are under CC-BY-NC-4.0, the code is under Apache-2.0." in card

@@ -43,10 +43,22 @@ def test_maps_hold_the_tokens_row_by_row_and_nothing_where_no_data_is(tiny, make
     valid = np.ones((24, 20), bool)
     valid[8:16, 16:] = False
     one, other = embed_maps(tiny, [make_image(24, 20, valid=valid), make_image(16, 16)])
-    assert one.values.shape == (32, 6, 5) and other.values.shape == (32, 4, 4) and one.patch == (4, 4)
-    assert np.isnan(one.values[:, 2:4, 4]).all() and np.isnan(one.values).sum() == 64
-    pooled = np.concatenate([np.nanmean(one.values, (1, 2)), np.nanstd(one.values, (1, 2))])
+    assert one.values.shape == (96, 6, 5) and other.values.shape == (96, 4, 4) and one.patch == (4, 4)
+    assert np.isnan(one.values[:, 2:4, 4]).all() and np.isnan(one.values).sum() == 2 * 96
+    last = one.values[64:]
+    pooled = np.concatenate([np.nanmean(last, (1, 2)), np.nanstd(last, (1, 2))])
     np.testing.assert_allclose(embed_images(tiny, [make_image(24, 20, valid=valid)])[0], pooled, atol=1e-5)
+
+
+def test_maps_hold_the_first_the_middle_and_the_last_layer(tiny, make_image):
+    image = make_image(16, 16)
+    batch = tiny.processor(image, size=32, return_tensors="pt")
+    with torch.inference_mode():
+        encoded = tiny.model.a2mae(**batch, output_hidden_states=True)
+    layers = tiny.model.config.num_hidden_layers
+    states = [*encoded.hidden_states[:layers], encoded.last_hidden_state]
+    expected = torch.cat([states[1], states[(1 + layers) // 2], states[-1]], dim=-1)[0, 1:].T.reshape(96, 4, 4)
+    np.testing.assert_allclose(embed_maps(tiny, [image])[0].values, expected.numpy(), atol=1e-5)
 
 
 def test_the_patch_of_a_resampled_image_counts_in_its_own_pixels(tiny, make_image):
