@@ -16,6 +16,7 @@ import yaml
 from .modeling.sensors_a2mae import get_sensor
 
 Entry = TypeVar("Entry")
+Made = TypeVar("Made")
 
 
 def read_yaml(path: str | os.PathLike[str], guide: str) -> Any:
@@ -44,8 +45,9 @@ def read_entries(
     guide: str,
     key: str,
     read_entry: Callable[[Any, int], Entry],
-) -> tuple[tuple[Entry, ...], Path]:
-    """Read a recipe that is a list of entries under one key, and the root of their paths.
+    make: Callable[[tuple[Entry, ...], Path], Made],
+) -> Made:
+    """Read a recipe that is a list of entries under one key.
 
     Args:
         path: The file.
@@ -53,9 +55,10 @@ def read_entries(
         guide: Where such a recipe is described, for errors.
         key: What the list stands under.
         read_entry: Reads an entry, of which it is also told the number from 1 on.
+        make: Makes the recipe of all entries and the root.
 
     Returns:
-        The entries, and the root.
+        The recipe.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -67,9 +70,9 @@ def read_entries(
         top = checked(content, ("root", key), "the recipe")
         check_text("root", top.get("root"), optional=True)
         entries = tuple(read_entry(item, number) for number, item in enumerate(listed(top.get(key), key), start=1))
+        return make(entries, Path(root) if root is not None else path.parent / (top.get("root") or "."))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return entries, Path(root) if root is not None else path.parent / (top.get("root") or ".")
 
 
 def checked_fields(item: Any, kind: type, what: str, label: str) -> tuple[Mapping[str, Any], str]:

@@ -191,7 +191,7 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         FileNotFoundError: If there is no such file.
         ValueError: If it is no recipe; names the file, the task and the key.
     """
-    return Recipe(*read_entries(path, root, "docs/recipes/open_evaluation.yaml", "tasks", _task))
+    return read_entries(path, root, "docs/recipes/open_evaluation.yaml", "tasks", _task, Recipe)
 
 
 def _task(item: Any, number: int) -> Task:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 import rasterio.windows
+import shapely
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 
 from a2mae_hub.grids import Grid, Window
 from a2mae_hub.images import Image
 from a2mae_hub.modeling.image_inputs_a2mae import band_table, image_fields, read_image
 from a2mae_hub.products import parse_time
-from a2mae_hub.scene_files import Opener, grid_of, no_georeference_warning, read_scene
+from a2mae_hub.scene_files import Opener, grid_of, no_georeference_warning, one_line, read_scene
 
 from .catalogue import CatalogueScene
 from .clouds import estimate_clouds, read_flags
@@ -63,7 +65,8 @@ def assemble(
         The set, or None where no image is left.
 
     Raises:
-        ValueError: If a file is damaged, or its numbers cannot be in the unit of its sensor; names the file.
+        ValueError: If a file is damaged, or its numbers cannot be in the unit of its sensor, or no second sensor can be
+            derived from it; names the file and the set, and the window that cannot be read.
     """
     name = set_name(location, collection, scenes)
     split = _split(name, location.footprint, collection.validation)
@@ -104,7 +107,12 @@ def assemble(
     if collection.derive not in (None, sensor) and all(image.sensor == sensor for image in images):
         observed = images[: max(1, collection.images // 2)]
         seed = zlib.crc32(name.encode())
-        derived = [derive(image, str(collection.derive), seed=[seed, index]) for index, image in enumerate(observed)]
+        try:
+            derived = [
+                derive(image, str(collection.derive), seed=[seed, index]) for index, image in enumerate(observed)
+            ]
+        except ValueError as error:
+            raise ValueError(f"{error} (Set {name}.)") from error
         usable = [image for image in derived if min(image.pixels.shape[1:]) >= _SHORTEST_SIDE]
         if len(usable) < len(derived):
             refused[f"derived, {_TOO_SMALL}"] += len(derived) - len(usable)
@@ -152,17 +160,21 @@ def _split(name: str, footprint: Footprint | None, validation: float) -> str | N
         return "validation" if is_drawn(name) else "train"
     if validation in (0, 1):
         return "validation" if validation else "train"
-    places = [(footprint.longitude, footprint.latitude), *footprint.corners()]
-    own, *others = (_cell(longitude, latitude) for longitude, latitude in places)
-    drawn = is_drawn(own)
-    if any(is_drawn(cell) != drawn for cell in others):
+    cells = _cells(footprint)
+    drawn = is_drawn(next(cells))
+    if any(is_drawn(cell) != drawn for cell in cells):
         return None
     return "validation" if drawn else "train"
 
 
-def _cell(longitude: float, latitude: float) -> str:
-    """Return the cell of the globe that a place lies in."""
-    return f"{math.floor(longitude / _SPLIT_CELL)}/{math.floor(latitude / _SPLIT_CELL)}"
+def _cells(footprint: Footprint) -> Iterator[str]:
+    """Iterate over all cells of the globe that a footprint lies in, its middle and edges alike."""
+    for part in shapely.get_parts(footprint.geometry()):
+        # The sides of a footprint run along meridians and parallels, so its box is the footprint itself.
+        west, south, east, north = (float(degrees) / _SPLIT_CELL for degrees in part.bounds)
+        for row in range(math.floor(south), max(math.ceil(north), math.floor(south) + 1)):
+            for column in range(math.floor(west), max(math.ceil(east), math.floor(west) + 1)):
+                yield f"{column}/{row}"
 
 
 # Which dates
@@ -265,17 +277,34 @@ def _quality_flags(scene: CatalogueScene, location: Location, opener: Opener) ->
     """Return the shares of cloud and of missing data that a quality layer tells; None where there is none."""
     if scene.quality_path is None:
         return None
-    with no_georeference_warning(), opener(scene.quality_path) as dataset:
-        grid = grid_of(dataset)
-        window = location.window
-        if location.footprint is not None and grid.crs is not None:
-            window = surrounding_window(location.footprint, grid, margin=0)
-        if window is None:
-            return 0.0, 1.0
-        values = dataset.read(1, window=rasterio.windows.Window(*window))
-    flags = read_flags(values, scene.quality_path)
+    where = "its header"
+    try:
+        with no_georeference_warning(), opener(scene.quality_path) as dataset:
+            grid = grid_of(dataset)
+            window = location.window
+            if location.footprint is not None and grid.crs is not None:
+                window = surrounding_window(location.footprint, grid, margin=0)
+            if window is None:
+                return 0.0, 1.0
+            where = _told(window)
+            values = dataset.read(1, window=rasterio.windows.Window(*window))
+    except RasterioError as error:
+        raise ValueError(
+            f"{scene.quality_path}: the quality layer cannot be read in {where} "
+            f"({one_line(error.__cause__ or error)}); the file is damaged or cut short, so fetch it again."
+        ) from error
+    try:
+        flags = read_flags(values, scene.quality_path)
+    except ValueError as error:
+        raise ValueError(f"{error} (In {where}.)") from error
     known = ~flags.missing
     return float((flags.cloudy & known).sum() / max(known.sum(), 1)), float(flags.missing.mean())
+
+
+def _told(window: Window) -> str:
+    """Return a window as errors name it."""
+    column, row, width, height = window
+    return f"columns {column} to {column + width - 1}, rows {row} to {row + height - 1}"
 
 
 def crop(scene: CatalogueScene, location: Location, opener: Opener) -> Image | None:
@@ -290,7 +319,7 @@ def crop(scene: CatalogueScene, location: Location, opener: Opener) -> Image | N
         The image, as stored; None where the footprint sticks out of the scene.
 
     Raises:
-        ValueError: If the file is damaged there; names it.
+        ValueError: If the file is damaged there; names it, and the window.
     """
     footprint, grid = location.footprint, scene.scene.grid
     if footprint is None:

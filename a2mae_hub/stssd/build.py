@@ -34,7 +34,7 @@ from .assemble import assemble, set_name
 from .catalogue import CatalogueScene, open_collection
 from .recipe import Collection, Recipe
 from .sampling import Location, sample
-from .schema import FORMAT_VERSION
+from .schema import FORMAT_VERSION, StoredImage
 from .shards import UNFINISHED, ShardWriter, write_atomically
 
 REPORT = "build.json"
@@ -284,7 +284,9 @@ def _make(part: _Part, plan: _Plan, output: Path, rasters: OpenRasters) -> None:
             image_set = assemble(location, collection, scenes, rasters, refused)
             if image_set is not None:
                 shard.write(image_set)
-                images.update(f"{image.sensor}, {getattr(image, 'provenance', 'observed')}" for image in image_set)
+                for image in image_set:
+                    assert isinstance(image, StoredImage)  # as all that are assembled
+                    images[f"{image.sensor}, {image.provenance}"] += 1
     if not shard.count:
         path.unlink()
     note = {"sets": shard.count, "images": dict(sorted(images.items())), "refused": dict(sorted(refused.items()))}

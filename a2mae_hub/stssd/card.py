@@ -62,7 +62,7 @@ _IMAGE_FIELDS = {
     "scale": "factor from stored number to physical value, one or one per band; null: the sensor's",
     "offset": "offset likewise: physical value = stored × scale + offset",
     "nodata": 'stored number that means "no data"',
-    "cloud_share": "share of the pixels under cloud or cloud shadow, 0 to 1; null where unknown",
+    "cloud_share": "share of the image under cloud (and shadow, by quality layers), 0 to 1; null where unknown",
     "provenance": '"observed", or "derived" from an observed image of another sensor',
     "source": "the scene that the image comes from",
     "licence": "terms of use",

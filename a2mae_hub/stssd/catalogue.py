@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import shapely
 
 from a2mae_hub.grids import Grid
 from a2mae_hub.products import RASTER_SUFFIXES, is_quality_layer, parse_time
-from a2mae_hub.scene_files import Scene, open_scene, open_scenes
+from a2mae_hub.scene_files import Scene, no_georeference_warning, open_scene, open_scenes
 
 from .clouds import quality_layer
 from .footprints import Footprint, covered, footprint_of, outline_of, polygon
@@ -124,16 +125,28 @@ def _from_files(entry: Scenes, root: Path) -> Iterator[CatalogueScene]:
                 continue
             seen.add(key)
             if entry.finds_time:
-                scene = replace(scene, acquired=_time_in(files[0], entry, root))
+                scene = replace(scene, acquired=_time_in(files[0], entry, root, named=os.path.isabs(given)))
             name = _relative(scene.source, root, base) or os.path.basename(files[0])
             yield _catalogued(scene, name, quality_layer(files), None, entry.licence)
 
 
-def _time_in(path: str, entry: Scenes, root: Path) -> datetime:
-    """Return the time that an entry's pattern finds in a path, in the part of it that is not of this machine alone."""
+def _time_in(path: str, entry: Scenes, root: Path, *, named: bool) -> datetime:
+    """Return the time that an entry's pattern finds in a path, in the part of it that is not of this machine alone.
+
+    Args:
+        path: The file.
+        entry: What the recipe declares.
+        root: Its root.
+        named: Whether the recipe names the file by its absolute path, all of which it then tells about.
+    """
     assert entry.acquired is not None
-    below = path if _is_remote(path) else f"/{Path(os.path.relpath(path, root)).as_posix()}"
-    return parse_time(acquired_from_path(entry.acquired, below))
+    if _is_remote(path):
+        return parse_time(acquired_from_path(entry.acquired, path))
+    whole = Path(os.path.abspath(path)).as_posix()
+    shared = os.path.commonpath([whole, os.path.abspath(root)])
+    # A path that is given as absolute and lies beside the root has no part that the root tells apart.
+    below = 0 if named and shared != os.path.abspath(root) else len(shared.rstrip("/"))
+    return parse_time(acquired_from_path(entry.acquired, whole, below=below, named=0 if named else below))
 
 
 def _rasters(given: str, root: Path) -> tuple[list[str], str]:
@@ -212,7 +225,7 @@ def _from_stac(entry: Scenes, root: Path) -> Iterator[CatalogueScene]:
             source.paths,
             sensor=source.sensor,
             bands=source.bands,
-            acquired=_time_in(source.paths[0], entry, root) if entry.finds_time else acquired,
+            acquired=_time_in(source.paths[0], entry, root, named=False) if entry.finds_time else acquired,
             scale=source.scale if entry.scale is None else entry.scale,
             offset=source.offset if entry.offset is None else entry.offset,
             nodata=source.nodata if entry.nodata is None else entry.nodata,
@@ -224,11 +237,34 @@ def _catalogued(
     scene: Scene, name: str, quality: str | None, cloud_share: float | None, licence: str | None
 ) -> CatalogueScene:
     """Return the entry of one scene."""
+    _check_numbers(scene)
     try:
         footprint = None if scene.grid.crs is None else footprint_of(scene.grid)
     except ValueError as error:
         raise ValueError(f"{scene.source}: {error}") from error
     return CatalogueScene(scene, name, footprint, quality, cloud_share, licence)
+
+
+def _check_numbers(scene: Scene) -> None:
+    """Raise ValueError where numbers of 8 bits are too small for the scale that their sensor has by default.
+
+    Reflectance × 10 000, cut to 8 bits, ends at 0.0255: darker than the ground usually is in any band, and yet bright
+    enough for the check of units that every image goes through. A scale that is declared, or told by the file, is
+    taken as it is.
+    """
+    sensor, first = scene.sensor, scene.layers[0]
+    brightest = 255 * sensor.scale + sensor.offset
+    bands = [sensor.find(layer.name) for layer in scene.layers]
+    if scene.scale is not None or sensor.unit != "reflectance" or any(brightest >= band.mean for band in bands):
+        return
+    with no_georeference_warning(), rasterio.open(first.file.path) as dataset:
+        dtype = dataset.dtypes[first.index]
+    if dtype in ("uint8", "int8"):
+        raise ValueError(
+            f"{scene.source}: holds numbers of type {dtype}, which by the default scale={sensor.scale:g} of "
+            f"{sensor.name} make a reflectance of {brightest:.3g} at most; declare the scale= by which they were "
+            "brought to 8 bits."
+        )
 
 
 def _relative(path: str, root: Path, base: str) -> str:

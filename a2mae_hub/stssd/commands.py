@@ -9,6 +9,8 @@ import typer
 
 from a2mae_hub.products import RASTER_SUFFIXES
 
+from .packages import check_packages
+
 app = typer.Typer(help="Image sets from scenes: build, prune, inspect and describe shards.", no_args_is_help=True)
 
 Shards = Annotated[str, typer.Argument(help="Folder of shards, or id of a data set on the Hub.", show_default=False)]
@@ -187,12 +189,5 @@ def card(
 
 
 def with_extra() -> None:
-    """Say plainly which extra is missing."""
-    try:
-        import geopandas  # noqa: F401
-        import pystac  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"a2mae stssd needs {error.name}; install it with: pip install 'a2mae-hub[stssd]'."
-        ) from error
+    """Say plainly which package of the extra is missing."""
+    check_packages("geopandas", "pystac", "scikit-learn")

@@ -111,6 +111,7 @@ def derive(
         scale=1.0 if sensor.unit == "DN" else sensor.scale,
         offset=0.0 if sensor.unit == "DN" else sensor.offset,
         source=image.source,
+        # A plain `Image` has neither share of clouds nor licence.
         cloud_share=getattr(image, "cloud_share", None),
         provenance="derived",
         licence=getattr(image, "licence", None),
@@ -132,6 +133,35 @@ def _chosen(
             f"{source.name!r}: choose among {', '.join(names)}."
         )
     return chosen, weights[[names.index(band.name) for band in chosen]]
+
+
+def check_source(source: Sensor, bands: Sequence[str], pixel_size: float, target: Sensor, label: str) -> None:
+    """Refuse what no image of a scene can be derived from, by what is known before its pixels are read.
+
+    Args:
+        source: The sensor at hand.
+        bands: Its bands that are there, own or common names.
+        pixel_size: Side of its pixels in true metres, the longer one.
+        target: The sensor asked for.
+        label: Name of the scene in errors.
+
+    Raises:
+        ValueError: If no band of the target can be had, or the pixels are coarser than its finest; names the scene.
+    """
+    try:
+        names, _ = band_weights(source, bands, target)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from error
+    _refuse_coarser(pixel_size, min(target.find(name).resolution for name in names), target, label)
+
+
+def _refuse_coarser(cell_size: float, pixel_size: float, target: Sensor, label: str) -> None:
+    """Raise ValueError where pixels are coarser than those to derive from them, metres each."""
+    if cell_size > pixel_size * (1 + _PIXEL_TOLERANCE):
+        raise ValueError(
+            f"{label} has pixels of {cell_size:.4g} m, coarser than the {pixel_size:g} m of sensor {target.name!r}: "
+            "derive from a finer image, or choose a coarser target."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- band matching
@@ -237,11 +267,7 @@ class _Axis(NamedTuple):
 
 def _axis(cells: int, cell_size: float, pixel_size: float, target: Sensor, label: str) -> _Axis:
     """Return the axis on which whole target pixels are centred in the source, or raise ValueError where none can be."""
-    if cell_size > pixel_size * (1 + _PIXEL_TOLERANCE):
-        raise ValueError(
-            f"{label} has pixels of {cell_size:.4g} m, coarser than the {pixel_size:g} m of sensor {target.name!r}: "
-            "derive from a finer image, or choose a coarser target."
-        )
+    _refuse_coarser(cell_size, pixel_size, target, label)
     pixels = math.floor(cells * cell_size / pixel_size + _ROUNDING)
     if pixels < 1:
         raise ValueError(

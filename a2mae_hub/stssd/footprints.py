@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import shapely
-from rasterio._err import CPLE_BaseError  # has no public name
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
 from rasterio.warp import transform as transform_points
 
 from a2mae_hub.grids import Grid, Window
@@ -78,6 +79,11 @@ class PixelPlace(NamedTuple):
     def resolution(self) -> float:
         """Metres per pixel: the side of a square of its area."""
         return math.sqrt(abs(float(np.linalg.det(self.pixel_metres))))
+
+    @property
+    def longest_side(self) -> float:
+        """Metres along a column or a row of a pixel, the more of the two."""
+        return float(_lengths(self.pixel_metres).max())
 
     @property
     def is_upright(self) -> bool:
@@ -159,11 +165,24 @@ def transformed(source: CRS, target: CRS, xs: np.ndarray, ys: np.ndarray) -> tup
     """Return places in another CRS; infinite where either does not hold."""
     if source == target:
         return xs, ys
-    try:
-        moved = transform_points(source, target, xs, ys)
-    except (RasterioError, CPLE_BaseError):  # "Point outside of projection domain", or a CRS that is tied to no place
+    transformer = _transformer(source, target)
+    if transformer is None:
         return np.full_like(xs, np.inf), np.full_like(ys, np.inf)
-    return np.asarray(moved[0]), np.asarray(moved[1])
+    moved = np.stack(transformer.transform(xs, ys))
+    moved[:, ~np.isfinite(moved).all(axis=0)] = np.inf
+    return moved[0], moved[1]
+
+
+@lru_cache(maxsize=64)
+def _transformer(source: CRS, target: CRS) -> Transformer | None:
+    """Return what brings places from one CRS to another, or None where one is tied to no place, or not to the Earth.
+
+    rasterio has the same, but raises errors without a public name for a single place off the projection.
+    """
+    try:
+        return Transformer.from_crs(source.to_wkt(), target.to_wkt(), always_xy=True)
+    except ProjError:
+        return None
 
 
 def rounded(footprint: Footprint) -> tuple[str, str]:

@@ -13,7 +13,6 @@ none. Those that k-means parts, which are the ones on the border of two clusters
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from a2mae_hub.modeling.image_inputs_a2mae import is_whole
 
 from .clusters import choose, comparable, find_clusters, near_duplicates, water_fill
 from .features import checkpoint_features, heterogeneity, spectral_statistics
+from .packages import check_packages
 from .schema import StoredSet, decode, from_row
 from .shards import (
     ShardFiles,
@@ -177,7 +177,7 @@ def prune(
         ValueError: If an argument cannot be, the output is not empty or lies in the source, or a shard is damaged.
         ImportError: If scikit-learn or matplotlib is not installed.
     """
-    _check_packages()
+    check_packages("scikit-learn", "matplotlib")
     output = Path(output)
     _check_output(output, source)
     if not 0 <= hard_share <= 1:
@@ -230,13 +230,6 @@ def prune(
 
 
 # ------------------------------------------------------------------------------------------------------------ arguments
-
-
-def _check_packages() -> None:
-    """Say before the work begins that a package is missing which is needed at its end."""
-    for name, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"Pruning needs {package}: pip install a2mae-hub[stssd].")
 
 
 def _check_output(output: Path, source: str | os.PathLike[str]) -> None:

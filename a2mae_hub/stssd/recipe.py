@@ -22,12 +22,20 @@ import numbers
 import os
 import re
 from collections import Counter
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from a2mae_hub.products import parse_time
-from a2mae_hub.recipe_files import check_sensor, check_text, checked, is_number, listed, read_yaml
+from a2mae_hub.recipe_files import (
+    check_sensor,
+    check_text,
+    checked,
+    checked_fields,
+    is_number,
+    listed,
+    read_entries,
+)
 
 GRID, FOOTPRINTS = "grid", "footprints"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -45,8 +53,9 @@ class Scenes:
         sensor: Name in the sensor registry.
         bands: Band names in file order, or those to take of files that name theirs.
         acquired: Acquisition time as ISO text; or, where it holds "(?P<year>", a regular expression with the groups
-            year, month and day that finds it in the path below the root, "/" before it. Where no day is told it is
-            taken in the middle of the month, where no month is, in the middle of the year.
+            year, month and day that finds it in the path below the root, "/" before it, or else in the absolute path,
+            though not in folders above the root that `paths` does not name. Where no day is told it is taken in the
+            middle of the month, where no month is, in the middle of the year.
         scale: Factor from stored number to physical value, one or one per band.
         offset: Offset from stored number to physical value, one or one per band.
         nodata: Stored number that means "no data".
@@ -205,26 +214,12 @@ def read_recipe(path: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         FileNotFoundError: If there is no such file.
         ValueError: If it is no recipe; names the file, the collection and the key.
     """
-    path = Path(path)
-    content = read_yaml(path, "docs/stssd.md")
-    try:
-        top = checked(content, ("root", "collections"), "the recipe")
-        check_text("root", top.get("root"), optional=True)
-        entries = listed(top.get("collections"), "collections")
-        collections = tuple(_collection(item, number) for number, item in enumerate(entries, start=1))
-        folder = Path(root) if root is not None else path.parent / (top.get("root") or ".")
-        return Recipe(collections, folder)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_entries(path, root, "docs/stssd.md", "collections", _collection, Recipe)
 
 
 def _collection(item: Any, number: int) -> Collection:
     """Read one collection."""
-    known = checked(item, [field.name for field in fields(Collection)], f"collection {number}")
-    what = f"collection {known.get('name', number)!r}"
-    for field in fields(Collection):
-        if field.default is MISSING and field.name not in known:
-            raise ValueError(f"{what}: {field.name} is missing.")
+    known, what = checked_fields(item, Collection, "collection", f"collection {number}")
     scenes = []
     for position, entry in enumerate(listed(known["scenes"], f"{what}: scenes"), start=1):
         where = f"{what}: scenes {position}"
@@ -249,8 +244,18 @@ def _collection(item: Any, number: int) -> Collection:
     return Collection(**{**known, "scenes": tuple(scenes)})
 
 
-def acquired_from_path(pattern: str, path: str) -> str:
+def acquired_from_path(pattern: str, path: str, *, below: int = 0, named: int = 0) -> str:
     """Find the acquisition time in a path by a regular expression with the groups year, month and day.
+
+    The end of the path is searched first, as if it were all there is, and then the whole, since a pattern may spell the
+    folders above: `^/data/(?P<year>` fits `/data/2020/x.tif` also where the end is `/2020/x.tif`. But the year must not
+    stand in a folder that the recipe does not name.
+
+    Args:
+        pattern: The regular expression.
+        path: The path.
+        below: Where its end begins, with a "/": that of the part below the recipe's root.
+        named: Where the part begins that the recipe names.
 
     Returns:
         ISO text; the middle of the month or year where the day or month is not told.
@@ -259,12 +264,15 @@ def acquired_from_path(pattern: str, path: str) -> str:
         ValueError: If the pattern does not fit the path, or what it finds is no date.
     """
     try:
-        match = re.search(pattern, path)
+        matches = [re.search(pattern, path[below:])]
+        matches += [match for match in re.finditer(pattern, path) if match.start("year") >= named]
     except re.error as error:
         raise ValueError(f"acquired={pattern!r} is no regular expression ({error}).") from error
+    match = next((match for match in matches if match and match["year"]), None)
     found = {key: text for key, text in match.groupdict().items() if text and key in _PARTS} if match else {}
     if "year" not in found:
-        raise ValueError(f"{path}: acquired={pattern!r} finds no year in the path; correct the pattern.")
+        end = f", the folders {path[:named]} left out" if named else ""
+        raise ValueError(f"{path}: acquired={pattern!r} finds no year in the path{end}; correct the pattern.")
     if "day" in found and "month" not in found:
         raise ValueError(f"{path}: acquired={pattern!r} finds a day but no month in the path; correct the pattern.")
     # 2 July is the middle of a year, the 15th about that of a month.

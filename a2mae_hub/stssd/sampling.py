@@ -14,8 +14,10 @@ import shapely
 
 from a2mae_hub.grids import Window
 from a2mae_hub.modeling.georeference_a2mae import to_metres
+from a2mae_hub.modeling.sensors_a2mae import get_sensor
 
 from .catalogue import CatalogueScene, SceneIndex
+from .derive import check_source
 from .footprints import (
     LONGITUDE_LATITUDE,
     Footprint,
@@ -63,8 +65,9 @@ def sample(collection: Collection, scenes: list[CatalogueScene], root: Path) -> 
 
     Raises:
         FileNotFoundError: If there is no file of points or polygons.
-        ValueError: If a scene has no georeference and is needed, no location lies on a scene, or the collection has
-            scenes of several sensors and no location lies on two; names a scene.
+        ValueError: If a scene has no georeference and is needed, no location lies on a scene, the collection has scenes
+            of several sensors and no location lies on two, or the sensor to derive cannot be had from a scene; names a
+            scene.
     """
     index = SceneIndex(scenes)
     placed: list[Footprint]
@@ -248,3 +251,31 @@ def _check(
             f"{what}: scenes of {one.sensor} and {other.sensor} overlap nowhere by a footprint of the asked size "
             f"(such as {one.scene.source} and {other.scene.source}); put them into collections of their own."
         )
+    if collection.derive is not None:
+        _check_derivable(collection.derive, scenes, located + loose)
+
+
+def _check_derivable(target: str, scenes: list[CatalogueScene], locations: list[Location]) -> None:
+    """Raise ValueError where a place has scenes of one sensor only, and the other cannot be derived from one of them.
+
+    Of scenes that share sensor, bands and pixel grid the first is looked at, where it is needed first; where a place
+    has two sensors, nothing is derived.
+    """
+    checked = set()
+    for location in locations:
+        if len({scenes[number].sensor for number in location.scenes}) > 1:
+            continue
+        for number in location.scenes:
+            scene = scenes[number].scene
+            bands = tuple(layer.name for layer in scene.layers)
+            if scene.sensor.name == target or (key := (scene.sensor.name, bands, scene.grid)) in checked:
+                continue
+            checked.add(key)
+            if location.footprint is None:
+                side = min(scene.sensor.find(band).resolution for band in bands)
+            else:
+                place = locate(location.footprint, scene.grid)
+                # What is not upright is brought to square pixels of the same area.
+                side = place.longest_side if place.is_upright else place.resolution
+            label = f"Scene {scene.source}, from which a collection asks to derive {target},"
+            check_source(scene.sensor, bands, side, get_sensor(target), label)

@@ -101,7 +101,9 @@ class StoredImage(Image):
     """An image of a shard.
 
     Attributes:
-        cloud_share: Share of the pixels under cloud or cloud shadow, 0 to 1; None where nothing told.
+        cloud_share: Share of the image under cloud, 0 to 1. By the quality layer of its product it is the share of what
+            has data there, cloud shadow included; by the reflectance test (`a2mae_hub.stssd.clouds`) that of all
+            pixels, bright clouds alone. Of a derived image it is that of its source. None where neither can tell.
         provenance: "observed", or "derived" from an observed image of another sensor.
         licence: Terms of use.
     """
@@ -197,6 +199,7 @@ def _image_row(image: Image, label: str) -> dict[str, Any]:
         "scale": _numbers(image.scale),
         "offset": _numbers(image.offset),
         "nodata": image.nodata,
+        # A plain `Image` has none of the facts that are asked for by name.
         "cloud_share": getattr(image, "cloud_share", None),
         "provenance": getattr(image, "provenance", "observed"),
         "source": image.source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from a2mae_hub import A2MAEImageProcessor
 from a2mae_hub.raster import write_raster
 from a2mae_hub.stssd.assemble import assemble
 from a2mae_hub.stssd.catalogue import open_collection
+from a2mae_hub.stssd.footprints import Footprint
 from a2mae_hub.stssd.recipe import Collection, Scenes
 from a2mae_hub.stssd.sampling import sample
 from a2mae_hub.stssd.schema import StoredImage, StoredSet
@@ -142,6 +144,34 @@ def test_the_quality_layer_of_a_product_decides_on_clouds(tmp_path: Path, layer:
     assert {image_set[0].cloud_share for image_set in sets} == {0.0}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("damaged", ["scene.tif", "scene_SCL.tif"])
+def test_a_window_that_cannot_be_read_is_named_with_its_file(tmp_path: Path, damaged: str) -> None:
+    write_scene(tmp_path / "scene.tif")
+    layer = np.random.default_rng(0).integers(4, 7, (300, 300)).astype(np.uint8)
+    write_raster(tmp_path / "scene_SCL.tif", layer, crs=UTM, transform=(10, 0, WEST, 0, -10, NORTH))
+    path = tmp_path / damaged
+    content = bytearray(path.read_bytes())
+    with rasterio.open(path) as dataset:
+        for row in range(-(-300 // dataset.block_shapes[0][0])):
+            told = (dataset.get_tag_item(f"BLOCK_{fact}_0_{row}", "TIFF", bidx=1) for fact in ("OFFSET", "SIZE"))
+            start, size = map(int, told)
+            content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    window = r"columns \d+ to \d+, rows \d+ to \d+"
+    with pytest.raises(ValueError, match=rf"{damaged}: .*cannot be read in {window}") as raised:
+        sets_of(tmp_path)
+    assert "Set test/" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_codes_that_no_quality_layer_holds_are_named_with_file_and_window(tmp_path: Path) -> None:
+    write_scene(tmp_path / "scene.tif")
+    codes = np.full((300, 300), 77, np.uint8)
+    write_raster(tmp_path / "scene_SCL.tif", codes, crs=UTM, transform=(10, 0, WEST, 0, -10, NORTH))
+    with pytest.raises(ValueError, match=r"scene_SCL\.tif: holds 77.*columns \d+ to \d+, rows \d+ to \d+.*Set test/"):
+        sets_of(tmp_path)
+
+
 def test_an_image_without_data_is_refused(tmp_path: Path) -> None:
     write_scene(tmp_path / "scene.tif", missing=slice(0, 60))
     sets, refused = sets_of(tmp_path)
@@ -211,6 +241,29 @@ def test_the_share_of_validation_is_that_asked_for(tmp_path: Path) -> None:
 
     drawn = [_split(f"chips/{number}", None, 0.1) for number in range(4_000)]
     assert 0.08 < drawn.count("validation") / len(drawn) < 0.12
+
+
+@pytest.mark.parametrize("place", [(3.05, 42.05), (3.05, -0.05), (0.0, 0.0), (179.98, 10.03), (-179.999, 60.0)])
+def test_a_set_shows_ground_of_one_split_in_all_cells_that_it_touches(place: tuple[float, float]) -> None:
+    from a2mae_hub.stssd.assemble import _split
+
+    def split_at(longitude: float, latitude: float) -> str | None:
+        """Return the split of the cell around a place, by a footprint of ten metres in its middle."""
+        return _split("set", Footprint(longitude, latitude, 10.0, 10.0), 0.08)
+
+    told = set()
+    for east in (-7, -2, 0, 3, 8):
+        for north in (-6, -1, 0, 4, 9):
+            middle = (place[0] + 0.1 * east + 180) % 360 - 180, place[1] + 0.1 * north
+            whole = Footprint(*middle, 33_000.0, 45_000.0)
+            (west, top), _, (right, south), _ = whole.corners()
+            right = west + (right - west) % 360
+            columns = np.arange(math.floor(west * 10), math.ceil(right * 10)) / 10 + 0.05
+            rows = np.arange(math.floor(south * 10), math.ceil(top * 10)) / 10 + 0.05
+            cells = {split_at((x + 180) % 360 - 180, y) for x in columns for y in rows}
+            assert _split("set", whole, 0.08) == (cells.pop() if len(cells) == 1 else None)
+            told.add(_split("set", whole, 0.08))
+    assert None in told
 
 
 def test_numbers_in_another_unit_name_the_file_and_the_way_out(tmp_path: Path) -> None:

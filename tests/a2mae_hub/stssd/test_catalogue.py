@@ -316,6 +316,31 @@ def test_a_scene_without_sensor_or_bands_is_named(tmp_path):
         opened(tmp_path, "x.tif", sensor="sentinel-2-l2a")
 
 
+@pytest.mark.parametrize(("sensor", "bands"), [("sentinel-2-l2a", ("B04", "B08")), ("landsat-8-sr", ("B4", "B5"))])
+def test_numbers_of_8_bits_are_too_small_for_the_scale_that_a_sensor_has_by_default(tmp_path, sensor, bands):
+    """Sentinel-2: 255 × 0.0001 is a reflectance of 0.0255."""
+    pixels = np.random.default_rng(0).integers(1, 255, (2, 9, 9), np.uint8)
+    place = {"crs": UTM, "transform": (10, 0, WEST, 0, -10, NORTH)}
+    write_raster(tmp_path / "x.tif", pixels, **place)
+    declared = {"sensor": sensor, "bands": bands}
+    with pytest.raises(ValueError, match=r"x\.tif: holds numbers of type uint8, .*scale=.* of " + sensor) as raised:
+        opened(tmp_path, "x.tif", **declared)
+    assert "declare the scale=" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert opened(tmp_path, "x.tif", **declared, scale=0.0008)[0].scene.scale == 0.0008
+    write_raster(tmp_path / "x.tif", pixels, **place, scale=0.0008)
+    assert opened(tmp_path, "x.tif", **declared)[0].scene.scale == 0.0008
+    write_raster(tmp_path / "x.tif", pixels.astype(np.uint16), **place)
+    assert opened(tmp_path, "x.tif", **declared)[0].scene.scale is None
+
+
+def test_digital_numbers_of_8_bits_are_what_aerial_images_hold(tmp_path):
+    pixels = np.ones((4, 9, 9), np.uint8)
+    write_raster(tmp_path / "x.tif", pixels, crs=UTM, transform=(0.6, 0, WEST, 0, -0.6, NORTH))
+    (scene,) = opened(tmp_path, "x.tif", sensor="naip", bands=("red", "green", "blue", "nir"))
+    assert scene.sensor == "naip"
+
+
 def test_a_scene_has_a_footprint_where_it_has_a_georeference(tmp_path):
     scene_at(tmp_path / "placed.tif")
     scene_at(tmp_path / "unplaced.tif", crs=None)
@@ -357,6 +382,31 @@ def test_a_pattern_looks_below_the_root_and_not_into_the_folders_of_this_machine
     (scene,) = opened(root, "2019-09/x.tif", acquired=pattern)
     assert scene.acquired == datetime(2019, 9, 15, tzinfo=timezone.utc)
     (scene,) = opened(root, "2019-09", acquired=r"(?P<year>\d{4})")
+    assert scene.acquired.year == 2019
+
+
+@pytest.mark.parametrize("pattern", [r"/(?P<year>\d{4})-(?P<month>\d\d)/", r"^/.*s2/(?P<year>\d{4})-(?P<month>\d\d)/x"])
+@pytest.mark.parametrize("root", [".", "s2", "s2/2019-09", "s2/2019-09/work", "elsewhere/deep"])
+def test_a_pattern_finds_the_same_time_in_an_absolute_path_whatever_the_root(tmp_path, root, pattern):
+    scene_at(tmp_path / "s2" / "2019-09" / "x.tif", acquired=None)
+    (tmp_path / root).mkdir(parents=True, exist_ok=True)
+    (scene,) = opened(tmp_path / root, str(tmp_path / "s2" / "2019-09" / "*.tif"), acquired=pattern)
+    assert scene.acquired == datetime(2019, 9, 15, tzinfo=timezone.utc)
+
+
+def test_a_pattern_may_spell_the_folders_above_the_root_but_finds_no_time_in_them(tmp_path):
+    root = tmp_path / "1999-12"
+    scene_at(root / "2019-09" / "x.tif", acquired=None)
+    (scene,) = opened(root, "2019-09/x.tif", acquired=rf"^{tmp_path}/.*/(?P<year>\d{{4}})-(?P<month>\d\d)/")
+    assert scene.acquired == datetime(2019, 9, 15, tzinfo=timezone.utc)
+    with pytest.raises(ValueError, match=rf"^{root}/2019-09/x\.tif: .*finds no year in the path, .*{root} left out"):
+        opened(root, "2019-09/x.tif", acquired=r"/(?P<year>1999)-")
+
+
+def test_a_path_beside_the_root_begins_with_a_slash_like_any_other(tmp_path):
+    scene_at(tmp_path / "2019" / "x.tif", acquired=None)
+    (tmp_path / "root").mkdir()
+    (scene,) = opened(tmp_path / "root", "../2019/x.tif", acquired=r"^/(?P<year>\d{4})/")
     assert scene.acquired.year == 2019
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from a2mae_hub.cli import app
-from a2mae_hub.stssd import load
+from a2mae_hub.stssd import load, packages
 
 from .scenes import write_archive, write_scene
 
@@ -121,3 +121,12 @@ def test_sensors_that_overlap_nowhere_are_named(tmp_path: Path) -> None:
     assert isinstance(error, ValueError)
     assert "here.tif" in str(error)
     assert "there.tif" in str(error)
+
+
+def test_a_missing_package_of_the_extra_is_named_by_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = packages.importlib.util.find_spec
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None if name == "sklearn" else found(name))
+    for command in (("build", "in", "-o", "out"), ("prune", "in", "-o", "out", "--keep", 1), ("inspect", "in")):
+        error = run(*command).exception
+        assert isinstance(error, ImportError)
+        assert str(error) == "a2mae stssd needs scikit-learn; install it with: pip install 'a2mae-hub[stssd]'."

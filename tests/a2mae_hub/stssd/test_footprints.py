@@ -26,6 +26,7 @@ from a2mae_hub.stssd.footprints import (
     polygon,
     surrounding_window,
     tiles,
+    transformed,
     upright_grid,
     utm_zone,
     window_of,
@@ -536,6 +537,34 @@ def test_tiles_of_pixels_that_are_to_be_resampled_overlap_nowhere_and_lie_on_the
     for one, other in itertools.combinations([tile.geometry() for tile in cut], 2):
         assert one.intersection(other).area <= 1e-3 * one.area
     assert all(tile[2:] == pytest.approx((500, 500), rel=0.02) for tile in cut)
+
+
+@pytest.mark.parametrize(
+    ("crs", "off"),
+    [
+        ("EPSG:32631", (1e9, 1e9)),
+        ("EPSG:32631", (math.nan, 0.0)),
+        ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", (9e6, 9e6)),
+    ],
+)
+def test_a_place_off_the_projection_is_infinitely_far_and_takes_no_other_along(crs, off):
+    on = pyproj.Transformer.from_crs(4326, crs, always_xy=True).transform(3.0, 45.0)
+    xs, ys = transformed(CRS.from_string(crs), CRS.from_epsg(4326), *np.array([on, off, on]).T)
+    np.testing.assert_allclose([xs[[0, 2]], ys[[0, 2]]], [[3.0, 3.0], [45.0, 45.0]], atol=1e-9)
+    assert np.isinf([xs[1], ys[1]]).all()
+
+
+@pytest.mark.parametrize(
+    "wkt",
+    [
+        'LOCAL_CS["site",UNIT["metre",1]]',
+        'GEOGCS["Moon",DATUM["Moon",SPHEROID["Moon",1737400,0]],PRIMEM["R",0],UNIT["degree",0.0174532925199433]]',
+    ],
+)
+def test_a_crs_that_is_tied_to_no_place_on_earth_has_none(wkt):
+    here = np.array([3.0, 4.0]), np.array([45.0, 46.0])
+    for pair in ((CRS.from_wkt(wkt), CRS.from_epsg(4326)), (CRS.from_epsg(4326), CRS.from_wkt(wkt))):
+        assert np.isinf(transformed(*pair, *here)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------- ranking

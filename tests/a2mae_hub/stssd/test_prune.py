@@ -14,7 +14,7 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2mae_hub.stssd import clusters, figures, prune
+from a2mae_hub.stssd import clusters, figures, packages, prune
 from a2mae_hub.stssd.clusters import choose, comparable, find_clusters, near_duplicates, water_fill
 from a2mae_hub.stssd.shards import ShardWriter, find_shards
 
@@ -456,6 +456,6 @@ def test_no_sets_and_no_shards_are_told(tmp_path, write_shards):
 
 
 def test_a_missing_package_is_named_before_the_work_begins(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(prune.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"scikit-learn: pip install a2mae-hub\[stssd\]"):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"scikit-learn; install it with: pip install 'a2mae-hub\[stssd\]'"):
         prune.prune(folder, tmp_path / "out", keep=5)

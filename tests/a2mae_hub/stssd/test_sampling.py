@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -528,3 +529,50 @@ def test_a_footprint_is_what_a_location_gives_the_assembly():
     locations = sampled(scenes_on(grid_at(15.3, 48.2)))
     assert all(isinstance(location.footprint, Footprint) for location in locations)
     assert all(isinstance(number, int) for location in locations for number in location.scenes)
+
+
+# ---------------------------------------------------------------------------------------------------- what is to derive
+
+
+def with_all_bands(scene):
+    """The scene with every band that its sensor has, each in one file."""
+    layers = tuple(replace(scene.scene.layers[0], name=band.name) for band in scene.scene.sensor.bands)
+    return replace(scene, scene=replace(scene.scene, layers=layers))
+
+
+@pytest.mark.parametrize(
+    ("sensor", "pixel", "target", "finest"),
+    [
+        ("sentinel-2-l2a", 10.0, "gaofen-2", 4),
+        ("landsat-8-sr", 30.0, "sentinel-2-l2a", 10),
+        ("naip", 5.0, "gaofen-2", 4),
+    ],
+)
+def test_a_sensor_finer_than_the_scenes_is_refused_before_a_set_is_made(sensor, pixel, target, finest):
+    scenes = [with_all_bands(scene) for scene in scenes_on(grid_at(3, 42, pixel=pixel, size=600), sensor=sensor)]
+    message = rf"scene-0\.tif, .*has pixels of {pixel:g}(\.\d+)? m, coarser than the {finest} m of sensor '{target}'"
+    for sampling in ("grid", "footprints"):
+        with pytest.raises(ValueError, match=message):
+            sampled(scenes, sampling=sampling, derive=target)
+
+
+def test_pixels_decide_on_what_can_be_derived_and_not_what_the_sensor_has_by_nature():
+    (fine,) = scenes_on(grid_at(3, 42, pixel=10.0), sensor="landsat-8-sr")
+    assert sampled([with_all_bands(fine)], derive="sentinel-2-l2a")
+    (coarse,) = scenes_on(grid_at(3, 42, pixel=20.0), sensor="sentinel-2-l2a")
+    with pytest.raises(ValueError, match=r"pixels of 20.* m, coarser than the 3 m of sensor 'planetscope-8'"):
+        sampled([with_all_bands(coarse)], derive="planetscope-8")
+    assert sampled([with_all_bands(coarse)], derive="landsat-8-sr")
+
+
+def test_a_place_of_unknown_pixels_has_those_that_its_sensor_has_by_nature():
+    scene = with_all_bands(scene_on(unplaced(300, 300)))
+    assert sampled([scene], sampling="footprints", derive="landsat-8-sr")
+    with pytest.raises(ValueError, match=r"pixels of 10 m, coarser than the 4 m of sensor 'gaofen-2'"):
+        sampled([scene], sampling="footprints", derive="gaofen-2")
+
+
+def test_where_two_sensors_are_nothing_has_to_be_derived():
+    sentinel = scene_on(grid_at(3, 42), "one", "sentinel-2-l2a")
+    landsat = scene_on(grid_at(3, 42, pixel=30.0, size=100), "other", "landsat-8-sr")
+    assert sampled([with_all_bands(sentinel), with_all_bands(landsat)], derive="gaofen-2")
