@@ -244,12 +244,12 @@ def plan_data(
 
 def _card_of_data(folder: Path, licence: str | None, repo_id: str) -> str:
     """Write the card of a data set, unless the folder has one of the user's own; return where it comes from."""
-    from a2mae_hub.stssd.card import _MARK, write_card
+    from a2mae_hub.stssd.card import MARK, write_card
 
     path, name = folder / "README.md", None
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
     if before is not None:
-        if _MARK not in before:
+        if MARK not in before:
             if licence is not None:
                 raise ValueError(f"{path}: is a card of your own; give the licence there.")
             return "README.md of the folder"

@@ -17,8 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from a2mae_hub.checkpoints import checkpoint as embedded_checkpoint
 from a2mae_hub.checkpoints import embedded
-
-from .licences import hub_licence
+from a2mae_hub.licences import hub_licence
 
 _CARDS = Path(__file__).parent
 _TEMPLATE = _CARDS / "model.md.jinja"

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub import DatasetCardData
 
+from a2mae_hub.licences import hub_licence
 from a2mae_hub.modeling.sensors_a2mae import get_sensor
 
 from .figures import plot_histograms, plot_inspection
@@ -21,19 +22,9 @@ from .schema import FORMAT_VERSION, IMAGE_TYPE, PROVENANCES, SCHEMA
 from .shards import write_atomically
 from .statistics import Statistics, inspect
 
-_MARK = "<!-- Written by a2mae-hub (`a2mae stssd card`), which replaces this file when it is asked to again. -->"
+MARK = "<!-- Written by a2mae-hub (`a2mae stssd card`), which replaces this file when it is asked to again. -->"
 _TAGS = ["geospatial", "remote-sensing", "earth-observation", "satellite", "geoparquet", "stssd", "a2mae"]
 _MOST_ROWS = 20  # of a table whose length the data set decides
-
-# Licences that the Hub knows by these ids (huggingface.co/docs/hub/repositories-licenses) and imagery may come under;
-# they are SPDX's in lower case.
-_HUB_LICENCES = (
-    "apache-2.0", "bsd-3-clause", "c-uda", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0",
-    "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
-    "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0",
-    "cdla-permissive-2.0", "cdla-sharing-1.0", "etalab-2.0", "mit", "odbl", "odc-by", "pddl", "unlicense",
-)  # fmt: skip
-_SPDX_OF_HUB = {"odbl-1.0": "odbl", "odc-by-1.0": "odc-by", "pddl-1.0": "pddl", "c-uda-1.0": "c-uda"}
 
 _COLUMNS = {
     "id": "unique in the data set",
@@ -94,7 +85,7 @@ def write_card(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; a card is written into the folder of the shards.")
     target = folder / "README.md"
-    if target.exists() and _MARK not in target.read_text(encoding="utf-8", errors="replace"):
+    if target.exists() and MARK not in target.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{target}: is there already and was not written by a2mae-hub; move it away to get a card.")
     _check_repo_id(repo_id)
     statistics = inspect(folder)
@@ -128,7 +119,7 @@ def dataset_card(
     title = name or (repo_id.split("/")[1] if repo_id else statistics.name)
     sections = [
         _front_matter(statistics, title, licence),
-        _MARK,
+        MARK,
         f"# {title}",
         _summary(statistics),
         "![Where the sets lie, when and by which sensors their images were taken](inspect.png)" if figures else "",
@@ -177,14 +168,9 @@ def _front_matter(statistics: Statistics, title: str, licence: str | None) -> st
 def _hub_licence(statistics: Statistics, licence: str | None) -> dict[str, Any]:
     """Return what the Hub wants to know of the licence."""
     names = [licence] if licence else sorted(statistics.licences)
-    if names == ["unknown"]:
-        return {"license": "unknown"}
-    first = names[0].lower()
-    known = _SPDX_OF_HUB.get(first, first)
-    if len(names) == 1 and known in _HUB_LICENCES:
-        return {"license": known}
-    slug = re.sub(r"[^a-z0-9.]+", "-", first).strip("-") if len(names) == 1 else "several"
-    return {"license": "other", "license_name": slug or "custom", "license_link": "README.md"}
+    if len(names) > 1:
+        return {"license": "other", "license_name": "several", "license_link": "README.md"}
+    return hub_licence(None if names == ["unknown"] else names[0])
 
 
 def _size_category(count: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Those that weights come under, by the ids of huggingface.co/docs/hub/repositories-licenses, which are SPDX's in lower
-# case but for those that SPDX has no name for.
+# Those that weights and imagery come under, by the ids of huggingface.co/docs/hub/repositories-licenses, which are
+# SPDX's in lower case but for those that SPDX has no name for.
 HUB_LICENCES = frozenset(
     "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause"
     " bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0"
@@ -38,6 +38,3 @@ def hub_licence(licence: str | None) -> dict[str, str]:
     if name in HUB_LICENCES:
         return {"license": name}
     return {"license": "other", "license_name": name, "license_link": "README.md"}
-
-
-__all__ = ["HUB_LICENCES", "hub_licence"]
