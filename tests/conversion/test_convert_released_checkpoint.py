@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from a2mae_hub.cli import app
 from a2mae_hub.conversion.convert_released_checkpoint import convert_released_checkpoint
-from a2mae_hub.modeling import modeling_a2mae
+from a2mae_hub.modeling import modeling_a2mae, tasks_a2mae
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
 
@@ -201,15 +201,20 @@ def test_what_the_training_was_told_is_taken_over(state, tmp_path):
     assert (config.mask_ratio, config.normalize_targets) == (0.6, True)
 
 
-TASKS = [name for name in modeling_a2mae.__all__ if name != "A2MAEPreTrainedModel"]
+MODELS = [
+    getattr(module, name)
+    for module in (modeling_a2mae, tasks_a2mae)
+    for name in module.__all__
+    if name != "A2MAEPreTrainedModel"
+]
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_encoder_serves_every_model(state, bare, name):
+@pytest.mark.parametrize("one_class", MODELS, ids=lambda one_class: one_class.__name__)
+def test_the_encoder_serves_every_model(state, bare, one_class):
     """Heads start anew; every weight below them is that of the file."""
-    model, report = getattr(modeling_a2mae, name).from_pretrained(bare, output_loading_info=True)
+    model, report = one_class.from_pretrained(bare, output_loading_info=True)
     assert not report["mismatched_keys"]
-    encoder = model.base_model if name != "A2MAEModel" else model
+    encoder = model.base_model if one_class is not A2MAEModel else model
     prefix = "" if encoder is model else f"{model.base_model_prefix}."
     own = {prefix + key for key in encoder.state_dict()}
     assert not own & set(report["missing_keys"])
