@@ -293,11 +293,14 @@ def _without_paths(path: Path) -> bytes:
     """Return what `a2mae pretrain` told of a run, without the ways through this machine to its data."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        settings = report["settings"]
-        for entry in settings["shards"]:
-            entry["path"] = shown_name(entry["path"])
-        if settings["checkpoint"] is not None:
-            settings["checkpoint"] = shown_name(settings["checkpoint"])
+        run = report
+        while run is not None:
+            settings = run["settings"]
+            for entry in settings["shards"]:
+                entry["path"] = shown_name(entry["path"])
+            if settings["checkpoint"] is not None:
+                settings["checkpoint"] = shown_name(settings["checkpoint"])
+            run = run.get("before")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no report of `a2mae pretrain` ({error!r}); move it away to push.") from error
     return (json.dumps(report, indent=1) + "\n").encode()

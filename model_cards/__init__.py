@@ -256,8 +256,9 @@ def _training_data(training: dict[str, Any] | None, datasets: Sequence[str]) -> 
     links = _links(datasets)
     if training is None:
         return f"{links}." if links else "Not recorded with the weights."
+    shards = {(entry["path"], entry["kind"]): entry for run in _runs(training) for entry in run["settings"]["shards"]}
     rows = []
-    for path, group in groupby(training["settings"]["shards"], key=lambda entry: entry["path"]):
+    for path, group in groupby(shards.values(), key=lambda entry: entry["path"]):
         entries, licences = list(group), _licences(path)
         told = ", ".join(f"{name} ({count:,})" for name, count in licences.most_common()) or "see the data set"
         kinds = ", ".join(f"{entry['kind']} ({entry['sets']:,})" for entry in entries)
@@ -296,15 +297,23 @@ def _training(training: dict[str, Any] | None, note: str) -> str:
             "How these weights came about is not recorded with them (there is no `training.json`). They may be randomly"
             " initialised."
         )
-    took, losses = _course(training)
-    return "\n\n".join(
-        [
-            f"```bash\n{_command(training['settings'])}\n```",
-            f"{took} Energy was not metered. `training.json` beside the weights holds all settings and the whole curve."
-            + (f"\n{note}" if note else ""),
-            losses,
-        ]
-    )
+    runs = _runs(training)
+    parts = []
+    for number, run in enumerate(runs, start=1):
+        took, losses = _course(run)
+        if run is training:
+            took += (
+                " Energy was not metered. `training.json` beside the weights holds all settings and the whole curve."
+            )
+            took += f"\n{note}" if note else ""
+        start, output = (f"run-{number - 1}", f"run-{number}") if len(runs) > 1 else (None, "run")
+        parts += [f"```bash\n{_command(run['settings'], output, start)}\n```", took, losses]
+    return "\n\n".join(parts)
+
+
+def _runs(training: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the runs that made the weights one after the other: a report holds that of the run it went on from."""
+    return [*(_runs(training["before"]) if "before" in training else []), training]
 
 
 def _course(training: dict[str, Any]) -> tuple[str, str]:
@@ -325,13 +334,13 @@ def _course(training: dict[str, Any]) -> tuple[str, str]:
     return sentence, _table(["step", "loss"], points)
 
 
-def _command(settings: dict[str, Any]) -> str:
-    """Return the command that does a run again."""
+def _command(settings: dict[str, Any], output: str, start: str | None) -> str:
+    """Return the command that does a run again, and goes on from that of the folder `start` if there was one before."""
     from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
     from a2mae_hub.training.commands import SIZES
 
     words = ["a2mae", "pretrain", *dict.fromkeys(shown_name(entry["path"]) for entry in settings["shards"])]
-    words += ["--output", "run"]
+    words += ["--output", output]
     differing: dict[str, dict[str, Any]] = {}
     for size in SIZES:
         preset = getattr(A2MAEConfig, size)()
@@ -339,7 +348,9 @@ def _command(settings: dict[str, Any]) -> str:
             name: value for name, value in settings["config"].items() if getattr(preset, name, None) != value
         }
     size = min(SIZES, key=lambda name: len(differing[name]))
-    words += ["--size", size] if settings["checkpoint"] is None else ["--from", shown_name(settings["checkpoint"])]
+    words += (
+        ["--size", size] if settings["checkpoint"] is None else ["--from", start or shown_name(settings["checkpoint"])]
+    )
     if settings["checkpoint"] is None:
         for name, value in differing[size].items():
             words += ["--set", f"{name}={json.dumps(value)}"]

@@ -128,6 +128,22 @@ def test_training_is_told_as_it_was(trained: Path) -> None:
     assert "somebody" not in card
 
 
+def test_all_runs_that_made_the_weights_are_told_in_their_order(trained: Path) -> None:
+    path = trained / "training.json"
+    before = json.loads(path.read_text())
+    settings = {**before["settings"], "checkpoint": "/home/somebody/first", "steps": 77}
+    settings["shards"] = [{"path": "/home/somebody/others", "kind": "grid", "sets": 5, "fingerprint": "1"}]
+    path.write_text(json.dumps({**before, "settings": settings, "steps": 77, "before": before}))
+    card = model_card(trained)
+    commands = [line for line in card.splitlines() if line.startswith("a2mae pretrain")]
+    first, second = map(shlex.split, commands)
+    assert first[first.index("--output") + 1] == second[second.index("--from") + 1] == "run-1"
+    assert second[second.index("--steps") + 1] == "77"
+    assert card.index("400 steps of 16") < card.index("77 steps of 16")
+    assert "| places | 1,234 |" in card and "| others | 5 |" in card
+    assert "somebody" not in card
+
+
 def test_the_command_of_the_card_makes_the_same_configuration(model: A2MAEForPreTraining, trained: Path) -> None:
     from a2mae_hub.training.commands import make_config
     from a2mae_hub.training.pretrain import config_fields

@@ -227,11 +227,13 @@ def test_a_run_with_other_settings_is_told_what_differs(shards, tmp_path, small_
 
 
 def test_a_run_begins_with_the_weights_of_a_checkpoint(shards, tmp_path, small_config):
-    pretrain([shards], tmp_path / "first", config=small_config(), **{**FAST, "steps": 2})
+    report = pretrain([shards], tmp_path / "first", config=small_config(), **{**FAST, "steps": 2})
+    assert "before" not in report
     config = make_config(None, str(tmp_path / "first"), ["mask_ratio=0.5"])
     # The first step is taken at learning rate 0.
     fast = {**FAST, "steps": 2, "learning_rate": 1e-30}
-    pretrain([shards], tmp_path / "second", config=config, checkpoint=tmp_path / "first", **fast)
+    report = pretrain([shards], tmp_path / "second", config=config, checkpoint=tmp_path / "first", **fast)
+    assert report["before"] == json.loads((tmp_path / "first" / "training.json").read_text())
     first, second = (load_checkpoint(tmp_path / name).model for name in ("first", "second"))
     assert (second.config.mask_ratio, second.config.hidden_size) == (0.5, 32)
     for name, weight in first.state_dict().items():
