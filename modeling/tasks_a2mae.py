@@ -4,6 +4,8 @@ Top to bottom: what the models share, and the three models. Each answers once pe
 sensors have one vote each. Maps come on the pixel grid of the anchor. The heads are in `heads_a2mae.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -143,8 +145,8 @@ class A2MAEMapModel(A2MAETaskModel):
                     f"{key} is missing from the batch, without which tokens cannot be laid out as a map; pass the whole"
                     " output of A2MAEImageProcessor."
                 )
-        wants_states = kwargs.pop("output_hidden_states", None)
-        wants_states = self.config.output_hidden_states if wants_states is None else wants_states
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
         inputs, _ = split_batch(kwargs)
         batch = complete_batch(self.config, pixel_values=pixel_values, **inputs)
         encoded = self.a2mae(pixel_values, output_hidden_states=True, **kwargs)
@@ -158,7 +160,7 @@ class A2MAEMapModel(A2MAETaskModel):
         return SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
-            hidden_states=encoded.hidden_states if wants_states else None,
+            hidden_states=chosen_states(encoded.hidden_states, wanted),
             attentions=encoded.attentions,
         )
 
@@ -185,6 +187,14 @@ class A2MAEMapModel(A2MAETaskModel):
                     f"labels holds class {int(unknown[0])}, but this model has num_labels={num_labels}; raise it, or"
                     f" write semantic_loss_ignore_index={ignored} there."
                 )
+
+
+def chosen_states(states: tuple[torch.Tensor, ...], wanted: bool | int | list[int] | None) -> Any:
+    """Return the hidden states that `output_hidden_states` asks for: all, or None, or None but at some places."""
+    if wanted is None or isinstance(wanted, bool):
+        return states if wanted else None
+    places = {place % len(states) for place in ([wanted] if isinstance(wanted, int) else wanted)}
+    return tuple(state if place in places else None for place, state in enumerate(states))
 
 
 def pixel_loss(logits: torch.Tensor, labels: torch.Tensor, config: A2MAEConfig) -> torch.Tensor:

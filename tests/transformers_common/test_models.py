@@ -12,6 +12,11 @@ from transformers.models.auto import modeling_auto
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.embeddings_a2mae import A2MAEPatchEmbedding
 from a2mae_hub.modeling.modeling_a2mae import A2MAEBackbone, A2MAEForPreTraining, A2MAEModel
+from a2mae_hub.modeling.tasks_a2mae import (
+    A2MAEForChangeDetection,
+    A2MAEForImageClassification,
+    A2MAEForSemanticSegmentation,
+)
 
 from . import sdist
 from .skipped import SKIPPED, skip_what_does_not_apply, variants
@@ -92,7 +97,7 @@ class Tester:
 
 
 class CommonTests(ModelTesterMixin):
-    """What the tests of all three classes share."""
+    """What the tests of all classes share."""
 
     additional_model_inputs = (
         "pixel_mask image_ids patch_positions band_wavelengths band_widths ground_resolutions acquisition_times"
@@ -110,6 +115,10 @@ class CommonTests(ModelTesterMixin):
         monkeypatch.setitem(modeling_auto.MODEL_MAPPING_NAMES, "a2mae", "A2MAEModel")
         monkeypatch.setitem(modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, "a2mae", "A2MAEForPreTraining")
         monkeypatch.setitem(modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, "a2mae", "A2MAEBackbone")
+        names = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        monkeypatch.setitem(names, "a2mae", "A2MAEForImageClassification")
+        names = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+        monkeypatch.setitem(names, "a2mae", "A2MAEForSemanticSegmentation")
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         """Give noise our shape, (B, 3, L), where a test made one number for each patch of a square image."""
@@ -177,6 +186,34 @@ class A2MAEBackboneTest(BackboneTesterMixin, CommonTests, unittest.TestCase):
         outputs.feature_maps[-1].flatten()[0].backward()
         self.assertIsNotNone(outputs.hidden_states[0].grad)
         self.assertIsNotNone(outputs.attentions[0].grad)
+
+
+@skip_what_does_not_apply
+class A2MAEForImageClassificationTest(CommonTests, unittest.TestCase):
+    all_model_classes = (A2MAEForImageClassification,)
+
+
+class MapTests(CommonTests):
+    """What the tests of the models that answer for every pixel share."""
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        """Give labels the pixel grid of the anchor."""
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels)
+        if return_labels:
+            tester = self.model_tester
+            side = GRID * tester.patch_size
+            inputs["labels"] = torch.zeros(tester.batch_size, side, side, dtype=torch.int64)
+        return inputs
+
+
+@skip_what_does_not_apply
+class A2MAEForSemanticSegmentationTest(MapTests, unittest.TestCase):
+    all_model_classes = (A2MAEForSemanticSegmentation,)
+
+
+@skip_what_does_not_apply
+class A2MAEForChangeDetectionTest(MapTests, unittest.TestCase):
+    all_model_classes = (A2MAEForChangeDetection,)
 
 
 def test_every_skipped_test_exists_in_the_library():
