@@ -16,6 +16,7 @@ from .evaluation.commands import evaluate
 from .images import ImageSet
 from .stssd.commands import app as stssd_app
 from .training.commands import pretrain
+from .training.finetune_commands import finetune, predict
 
 app = typer.Typer(
     help="Anchor-aware masked autoencoder for sets of satellite images.",
@@ -27,6 +28,8 @@ app.add_typer(stssd_app, name="stssd")
 app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.command()(pretrain)
+app.command()(finetune)
+app.command()(predict)
 app.command()(evaluate)
 app.command()(push)
 app.command("list")(list_checkpoints)

@@ -32,7 +32,7 @@ from .hub_errors import PATIENCE, in_plain_words, without_tokens
 ADDED, CHANGED, SAME, REMOVED = "added", "changed", "same", "removed"
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-_BESIDE = ("training.json", "LICENSE")
+_BESIDE = ("training.json", "finetuning.json", "results.json", "LICENSE")
 # What stands beside shards: card, figures, reports, terms. Anything else in the folder is no part of the data set.
 _BESIDE_SHARDS = (".parquet", ".md", ".png", ".json", ".yaml", ".yml", ".txt", "LICENSE")
 
@@ -163,8 +163,8 @@ def plan_model(
     contents: dict[str, Path | bytes] = {
         path.name: path for pattern in _WEIGHTS + _BESIDE for path in sorted(folder.glob(pattern))
     }
-    if "training.json" in contents:
-        contents["training.json"] = _without_paths(folder / "training.json")
+    for name in {"training.json", "finetuning.json"} & contents.keys():
+        contents[name] = _without_paths(folder / name)
     contents["config.json"] = _with_auto_map(folder / "config.json", _model_classes())
     processors = {"AutoImageProcessor": "image_processing_a2mae.A2MAEImageProcessor"}
     contents["preprocessor_config.json"] = _with_auto_map(folder / "preprocessor_config.json", processors)
@@ -290,19 +290,19 @@ def _with_auto_map(path: Path, auto_map: dict[str, str]) -> bytes:
 
 
 def _without_paths(path: Path) -> bytes:
-    """Return what `a2mae pretrain` told of a run, without the ways through this machine to its data."""
+    """Return what a training told of itself, without the ways through this machine to its data and its start."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         run = report
         while run is not None:
             settings = run["settings"]
-            for entry in settings["shards"]:
+            for entry in settings.get("shards", ()):
                 entry["path"] = shown_name(entry["path"])
             if settings["checkpoint"] is not None:
                 settings["checkpoint"] = shown_name(settings["checkpoint"])
             run = run.get("before")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no report of `a2mae pretrain` ({error!r}); move it away to push.") from error
+        raise ValueError(f"{path}: is no report of a training ({error!r}); move it away to push.") from error
     return (json.dumps(report, indent=1) + "\n").encode()
 
 

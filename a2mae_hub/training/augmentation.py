@@ -80,7 +80,7 @@ class PretrainingCollator:
         views = [self.view(one, generator) for one, generator in zip(sets, generators, strict=True)]
         batch = dict(self.processor(views, return_tensors="np"))
         if self.augment:
-            _turn(batch, [int(generator.integers(8)) for generator in generators], self.processor.patch_size)
+            turn_patches(batch, [int(generator.integers(8)) for generator in generators], self.processor.patch_size)
             _brighten(batch, generators)
         batch["noise"] = _noise(batch, generators)
         if self.views > 1:
@@ -141,24 +141,33 @@ def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, 
         span = round(sizes[-1] / zoom)
         starts.append(round(float(at) * (size - span)))
         stops.append(starts[-1] + span)
-    row, column = starts
-    rows, columns = slice(row, stops[0]), slice(column, stops[1])
-    valid, transform = image.valid, image.transform
-    if valid is not None:
-        valid = valid[rows, columns] if valid.ndim == 2 else valid[bands, rows, columns]
-    if transform is not None:
-        a, b, c, d, e, f = tuple(transform)[:6]
-        transform = (a, b, a * column + b * row + c, d, e, d * column + e * row + f)
+    rows, columns = (slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+    part = cut_image(image, rows, columns)
+    valid = part.valid
     part = replace(
-        image,
-        pixels=image.pixels[bands, rows, columns],
+        part,
+        pixels=part.pixels[bands],
         bands=[image.bands[band] for band in bands],
-        valid=valid,
-        transform=transform,
+        valid=valid if valid is None or valid.ndim == 2 else valid[bands],
         scale=_of_bands(image.scale, bands),
         offset=_of_bands(image.offset, bands),
     )
     return part if zoom == 1 else _magnified(part, (sizes[0], sizes[1]))
+
+
+def cut_image(image: Image, rows: slice, columns: slice) -> Image:
+    """Return the pixels of some rows and columns of an image, at their place."""
+    transform, valid = image.transform, image.valid
+    if transform is not None:
+        a, b, c, d, e, f = tuple(transform)[:6]
+        row, column = rows.start, columns.start
+        transform = (a, b, a * column + b * row + c, d, e, d * column + e * row + f)
+    return replace(
+        image,
+        pixels=image.pixels[:, rows, columns],
+        valid=None if valid is None else valid[..., rows, columns],
+        transform=transform,
+    )
 
 
 def _magnified(image: Image, size: tuple[int, int]) -> Image:
@@ -194,7 +203,7 @@ def _of_bands(factor: float | Sequence[float] | None, bands: Sequence[int]) -> f
     return numbers[0] if len(numbers) == 1 else [numbers[band] for band in bands]
 
 
-def _turn(batch: dict[str, np.ndarray], turns: Sequence[int], patch_size: int) -> None:
+def turn_patches(batch: dict[str, np.ndarray], turns: Sequence[int], patch_size: int) -> None:
     """Turn and mirror every set of a batch as a whole, in place: the pixels of its patches, and where these lie.
 
     Args:

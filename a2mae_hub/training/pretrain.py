@@ -180,7 +180,7 @@ def pretrain(
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except ValueError as error:
-            sentence = _told_by_worker(error)
+            sentence = told_by_worker(error)
             if sentence is None:
                 raise
             raise ValueError(sentence) from None
@@ -417,7 +417,7 @@ def _training_arguments(output: Path, settings: dict[str, Any], save_steps: int,
     return arguments
 
 
-def _told_by_worker(error: ValueError) -> str | None:
+def told_by_worker(error: ValueError) -> str | None:
     """Return what an error of a worker of the data loader says, without the traceback that torch puts around it."""
     text = str(error)
     return text.rstrip().rpartition("\nValueError: ")[2] if text.startswith("Caught ValueError in DataLoader") else None

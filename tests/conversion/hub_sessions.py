@@ -197,7 +197,9 @@ def publish(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     api, checkpoint = HfApi(), write_checkpoint(folder / "nano")
     (folder / "report.json").write_text(json.dumps(REPORT))
-    (checkpoint / "training.json").write_text(json.dumps(TRAINING))
+    settings = {**TRAINING["settings"], "checkpoint": "/home/somebody/first"}
+    (checkpoint / "training.json").write_text(json.dumps({**TRAINING, "settings": settings, "before": TRAINING}))
+    (checkpoint / "finetuning.json").write_text(json.dumps({"settings": {"checkpoint": "/home/somebody/start"}}))
     (checkpoint / "optimizer.pt").write_bytes(bytes(1000))
     (checkpoint / "checkpoint-2").mkdir()
     options = ("--repo-id", NANO, "--report", str(folder / "report.json"), "--dataset", DATA)

@@ -200,8 +200,10 @@ def test_what_is_no_part_of_a_data_set_is_named(hub: Hub, data: dict[str, Any]) 
 
 
 def test_the_training_is_told_without_the_ways_through_the_machine(hub: Hub, published: dict[str, Any]) -> None:
-    told = json.loads(hub.repositories["models", NANO].files()["training.json"])
+    files = hub.repositories["models", NANO].files()
+    told = json.loads(files["training.json"])
     assert told["settings"]["shards"][0]["path"] == "places" and told["seconds"] == 60
+    assert b"somebody" not in files["training.json"] + files["finetuning.json"]
     assert "| places | 12 |" in published["card"]
 
 

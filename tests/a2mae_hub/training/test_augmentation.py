@@ -13,7 +13,7 @@ from rasterio.transform import Affine
 from a2mae_hub.images import Image, ImageSet
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.stssd.schema import SCHEMA, StoredImage, StoredSet, decode, to_row
-from a2mae_hub.training.augmentation import PretrainingCollator, _part, _turn
+from a2mae_hub.training.augmentation import PretrainingCollator, _part, turn_patches
 
 PATCH = 8
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -75,7 +75,7 @@ def test_pixels_and_positions_turn_together(turn: int, processor: A2MAEImageProc
     oblong = replace(image(), pixels=image().pixels[:, :, :32])
     batch = dict(processor([[oblong]], return_tensors="np"))
     before = picture(batch)
-    _turn(batch, [turn], PATCH)
+    turn_patches(batch, [turn], PATCH)
     np.testing.assert_array_equal(picture(batch), TURNS[turn](before))
 
 
@@ -84,7 +84,7 @@ def test_all_images_of_a_set_turn_alike(processor: A2MAEImageProcessor) -> None:
     coarse = replace(coarse, transform=(20.0, 0.0, 500_000.0, 0.0, -20.0, 4_700_000.0))
     batch = dict(processor([[fine, coarse]], return_tensors="np"))
     before = batch["patch_positions"][0].copy()
-    _turn(batch, [5], PATCH)
+    turn_patches(batch, [5], PATCH)
     # East mirrored, then rows and columns swapped: north becomes mirrored east's opposite, east the opposite of north.
     np.testing.assert_allclose(batch["patch_positions"][0], np.stack([before[:, 1], -before[:, 0]], axis=-1))
 

@@ -1,0 +1,358 @@
+"""Fine-tuning on labelled image sets: `transformers.Trainer`, told what a task needs.
+
+Files → image sets → processor → batch → model → scores, on one way for all tasks and modes: "full" trains all weights,
+"lora" small matrices beside those of attention and the head, "frozen" the head alone, on features computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+
+from a2mae_hub import __version__
+from a2mae_hub.checkpoints import DEFAULT
+from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
+from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
+from a2mae_hub.modeling.tasks_a2mae import A2MAETaskModel
+from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
+from a2mae_hub.stssd.shards import write_atomically
+
+from .callbacks import SeedEveryStep
+from .finetuned_card import write_card
+from .frozen import EncodedMaps, EncodedSets, HeadOnFeatures, encode, whole_batch
+from .label_files import CLASSIFICATION, REGRESSION
+from .labelled import LabelledData
+from .metrics import leading_score
+from .pretrain import config_fields, told_by_worker
+from .task_batches import TaskCollator
+from .task_models import check_head, make_model, rescale, with_adapters
+from .task_trainer import TaskTrainer
+
+FULL, FROZEN, LORA = "full", "frozen", "lora"
+MODES = (FULL, FROZEN, LORA)
+# Learning rate, epochs and sets of a step, where they are left out. An epoch of a frozen encoder costs little.
+_DEFAULTS = {FULL: (5e-4, 20, 16), LORA: (2e-3, 20, 16), FROZEN: (5e-3, 100, 64)}
+_DEFAULTS_OF_FROZEN_MAPS = (2e-3, 40, 8)
+_LAYER_DECAY = 0.75  # as in MAE (He et al. 2022, table 9) for its smaller models
+_WEIGHT_DECAY = 0.05
+_MAX_GRADIENT_NORM = 1.0
+_EXAMPLES = 32  # that tell of which sensors and bands the images are
+
+
+def finetune(
+    data: LabelledData,
+    output: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    config: A2MAEConfig | None = None,
+    mode: str = FULL,
+    head: str | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    layer_decay: float = _LAYER_DECAY,
+    class_weights: str | Sequence[float] | None = None,
+    patience: int | None = None,
+    augment: bool = True,
+    side: int = 16,
+    seed: int = 0,
+    workers: int = 0,
+    name: str | None = None,
+    report_to: str = "none",
+) -> dict[str, Any]:
+    """Fine-tune a checkpoint on a task, or go on with a run that was stopped.
+
+    AdamW with weight decay 0.05 on matrices, gradients clipped at norm 1, the learning rate warmed up over a twentieth
+    of the steps and lowered along a cosine; bfloat16 where a CUDA device has it. After every epoch the validation part
+    is judged, and what did best there is kept: accuracy of classes, mean average precision of several labels a set,
+    root mean squared error of values, mean IoU of a segmentation, F1 of change.
+
+    Args:
+        data: As `read_labelled` or `from_dataset` returns it.
+        output: Folder for the model, which `from_pretrained` and `a2mae push` take as it is: weights, configuration,
+            processor, card (`README.md`), `finetuning.json` and `results.json`; and for checkpoints.
+        checkpoint: Folder, name or Hub id of what to begin with; None takes a2mae-nano, or random weights if `config`
+            is given.
+        config: Of a model to begin with random weights, or those of `checkpoint`.
+        mode: "full", "frozen" or "lora".
+        head: Of maps: "linear" or "fpn" of a segmentation, "difference" or "attention" of change; None leaves that to
+            the configuration.
+        size: Of classification: rows and columns that every image is resampled to, and will be in prediction.
+        epochs: Passes over the training part; None takes 20, and 100 of a frozen encoder (40 of maps).
+        batch_size: Image sets of a step, all processes together; None takes 16, and 64 of a frozen encoder (8 of maps).
+        learning_rate: The highest; None takes 5e-4 (full), 2e-3 (lora, and frozen maps) or 5e-3 (frozen).
+        layer_decay: In full mode, what the learning rate of a layer is multiplied by to have that of the layer below.
+        class_weights: "balanced", or one number per class.
+        patience: Epochs without a better score after which the training ends; None goes through with it.
+        augment: Turn and mirror image sets, and cut maps out of larger images. Of no effect on a frozen encoder.
+        side: Patches along a side of what is cut out at most.
+        seed: Of all that is random.
+        workers: Processes that read and prepare batches; 0 prepares them in between.
+        name: Of the data, for the card; None takes that of the output folder.
+        report_to: Where the Trainer reports to besides ("tensorboard", "wandb"), or "none".
+
+    Returns:
+        What `finetuning.json` holds: settings, classes, inputs, scores of the validation part, best_epoch, curve,
+        seconds, sets_per_second, trained_parameters, device, versions and notes (what of the images the checkpoint did
+        not know).
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not there.
+        ImportError: If peft is not installed and asked for.
+        ValueError: If an argument is out of range, the output folder holds another run, or the loss becomes NaN.
+    """
+    output = Path(output)
+    is_map = data.task != CLASSIFICATION
+    defaults = _DEFAULTS_OF_FROZEN_MAPS if is_map and mode == FROZEN else _DEFAULTS.get(mode, _DEFAULTS[FULL])
+    settings: dict[str, Any] = {
+        "task": data.task,
+        "problem_type": data.problem_type,
+        "mode": mode,
+        "checkpoint": _called(checkpoint, config),
+        "head": head,
+        "size": size,
+        "learning_rate": defaults[0] if learning_rate is None else learning_rate,
+        "epochs": defaults[1] if epochs is None else epochs,
+        "batch_size": defaults[2] if batch_size is None else batch_size,
+        "layer_decay": layer_decay if mode == FULL else None,
+        "weight_decay": _WEIGHT_DECAY,
+        "class_weights": class_weights
+        if class_weights is None or isinstance(class_weights, str)
+        else list(class_weights),
+        "patience": patience,
+        "augment": augment and mode != FROZEN,
+        "side": side if is_map else None,
+        "seed": seed,
+        "workers": workers,
+        "train_sets": len(data.train),
+        "validation_sets": len(data.validation),
+        "data": _fingerprint(data),
+        "name": output.absolute().name if name is None else name,
+    }
+    _check(settings, output)
+    check_head(data.task, head)
+    set_seed(seed)
+    model, processor, notes = make_model(data, checkpoint, config, head, size, settings["class_weights"])
+    settings["config"] = {field: getattr(model.config, field) for field in config_fields()}
+    finished = _begin(output, settings)
+    if finished is not None:
+        return finished
+    inputs = inputs_of(data.train[index].image_set for index in _spread(len(data.train), _EXAMPLES))
+    notes += differing_inputs(known_inputs(settings["checkpoint"]), inputs)
+    values = None
+    if data.problem_type == REGRESSION:
+        # Learning rates suit values around 1, whatever their unit.
+        data, *values = data.standardised()
+    collator = TaskCollator(processor, augment=settings["augment"], side=side, seed=seed)
+    arguments = _arguments(output, settings, data, report_to)
+    trainer = _trainer(data, model, processor, (collator, TaskCollator(processor)), arguments, settings, values)
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(output))
+    except ValueError as error:
+        sentence = told_by_worker(error)
+        if sentence is None:
+            raise
+        raise ValueError(sentence) from None
+    seconds = time.perf_counter() - started
+    trained = cast(torch.nn.Module, trainer.model)
+    scores = {key[5:]: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
+    history = trainer.state.log_history
+    leading = f"eval_{leading_score(data.task, data.problem_type)[0]}"
+    best = next((entry["epoch"] for entry in history if entry.get(leading) == trainer.state.best_metric), None)
+    report = {
+        "settings": settings,
+        "classes": data.classes,
+        "inputs": inputs,
+        "scores": {key: scores[key] for key in scores if key not in _NO_SCORES},
+        "best_epoch": best,
+        "curve": [entry for entry in history if "loss" in entry or leading in entry],
+        "seconds": seconds,
+        "trained_parameters": sum(weight.numel() for weight in trained.parameters() if weight.requires_grad),
+        "device": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else trainer.args.device.type,
+        "versions": {"a2mae-hub": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "notes": notes,
+    }
+    if mode == LORA:
+        model = trained.merge_and_unload()  # type: ignore[operator]
+    if values is not None:
+        rescale(model, *values)
+    if trainer.is_world_process_zero():
+        model.eval().save_pretrained(output)
+        processor.save_pretrained(output)
+        write_card(output, report)
+        write_atomically(output / FINETUNING, json.dumps(report, indent=1))
+    return report
+
+
+_NO_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def _trainer(
+    data: LabelledData,
+    model: A2MAETaskModel,
+    processor: A2MAEImageProcessor,
+    collators: tuple[Any, Any],
+    args: TrainingArguments,
+    settings: Mapping[str, Any],
+    values: Any,
+) -> TaskTrainer:
+    """Return the trainer of a mode: of the model, of the model with adapters, or of its head on cached features."""
+    trained: torch.nn.Module = model
+    train: Any = data.train
+    validation: Any = data.validation
+    if settings["mode"] == LORA:
+        trained = with_adapters(model)
+    elif settings["mode"] == FROZEN:
+        model.to(args.device)
+        batch_size, kept = settings["batch_size"], EncodedMaps if data.task != CLASSIFICATION else EncodedSets
+        train = kept(encode(model, data.train, collators[1], batch_size, seed=settings["seed"]))
+        validation = kept(encode(model, data.validation, collators[1], batch_size))
+        if kept is EncodedMaps:
+            args.per_device_train_batch_size = args.per_device_eval_batch_size = 1
+        trained, collators = HeadOnFeatures(model), (whole_batch, whole_batch)
+    callbacks: list[Any] = [SeedEveryStep(settings["seed"])]
+    if settings["patience"] is not None:
+        callbacks.append(EarlyStoppingCallback(settings["patience"]))
+    return TaskTrainer(
+        trained,
+        args,
+        train_dataset=train,
+        eval_dataset=validation,
+        callbacks=callbacks,
+        processing_class=processor,
+        collators=collators,
+        data=data,
+        layer_decay=settings["layer_decay"],
+        values=values,
+    )
+
+
+def _check(settings: Mapping[str, Any], output: Path) -> None:
+    """Raise ValueError where an argument is out of range."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: is a file; name a folder to write to.")
+    if settings["mode"] not in MODES:
+        raise ValueError(f"mode={settings['mode']!r} must be one of {', '.join(MODES)}.")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("workers", 0), ("side", 1)):
+        if settings[name] is not None and settings[name] < least:
+            raise ValueError(f"{name}={settings[name]} must be at least {least}.")
+    if not 0 < settings["learning_rate"] < float("inf"):
+        raise ValueError(f"learning_rate={settings['learning_rate']} must be greater than 0.")
+    if settings["layer_decay"] is not None and not 0 < settings["layer_decay"] <= 1:
+        raise ValueError(f"layer_decay={settings['layer_decay']} must be greater than 0 and at most 1.")
+    if settings["size"] is not None and settings["task"] != CLASSIFICATION:
+        raise ValueError(f"size={settings['size']}: maps are made on the pixels that images have; leave it out.")
+    if isinstance(settings["class_weights"], str) and settings["class_weights"] != "balanced":
+        raise ValueError(f"class_weights={settings['class_weights']!r} must be 'balanced' or one number per class.")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if settings["batch_size"] % processes:
+        raise ValueError(f"batch_size={settings['batch_size']} must be a multiple of the {processes} processes.")
+
+
+def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Write down the settings of a new run; or see that they are those of the run in the folder, and return its end."""
+    path = output / FINETUNING
+    if not path.is_file():
+        if (output / "model.safetensors").exists() or any(output.glob("checkpoint-*")):
+            raise ValueError(f"{output}: holds a model that was not fine-tuned here; name another folder.")
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"settings": settings}, indent=1))
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ours = json.loads(json.dumps(settings))
+    for key, value in ours.items():
+        before = found["settings"].get(key)
+        if before != value:
+            told = (
+                "other data" if key == "data" else "another configuration" if key == "config" else f"{key}={before!r}"
+            )
+            raise ValueError(
+                f"{output}: holds a run with {told}; give what it was begun with to go on with it, or another folder."
+            )
+    return found if "scores" in found else None
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    """Return the last whole checkpoint of a folder; what the Trainer writes last to each is its state."""
+    found = {}
+    for path in output.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[int(json.loads(path.read_text(encoding="utf-8"))["global_step"])] = os.fspath(path.parent)
+        except ValueError:
+            continue
+    return found[max(found)] if found else None
+
+
+def _arguments(output: Path, settings: Mapping[str, Any], data: LabelledData, report_to: str) -> TrainingArguments:
+    """Return what the Trainer is told."""
+    has_cuda = torch.cuda.is_available()
+    score, greater = leading_score(data.task, data.problem_type)
+    steps = -(-len(data.train) // settings["batch_size"]) * settings["epochs"]
+    arguments = TrainingArguments(
+        str(output),
+        num_train_epochs=settings["epochs"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 20,
+        weight_decay=settings["weight_decay"],
+        max_grad_norm=_MAX_GRADIENT_NORM,
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=has_cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        seed=settings["seed"],
+        dataloader_num_workers=0 if settings["mode"] == FROZEN else settings["workers"],
+        dataloader_pin_memory=has_cuda,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{score}",
+        greater_is_better=greater,
+        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
+        report_to=report_to,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"{arguments.n_gpu} GPUs are visible to one process; start one for each with"
+            f" `torchrun --nproc_per_node {arguments.n_gpu} -m a2mae_hub.cli finetune …`, or show it one with"
+            " CUDA_VISIBLE_DEVICES=0."
+        )
+    each = settings["batch_size"] // arguments.world_size
+    arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = each
+    return arguments
+
+
+def _called(checkpoint: str | os.PathLike[str] | None, config: A2MAEConfig | None) -> str | None:
+    """Return what to call the weights to begin with, None where they are random."""
+    return os.fspath(checkpoint) if checkpoint is not None else DEFAULT if config is None else None
+
+
+def _fingerprint(data: LabelledData) -> str:
+    """Return what tells sets and labels from others, wherever the files lie."""
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    for part in (data.train, data.validation):
+        for name, label in zip(part.names, part.labels, strict=True):
+            digest.update(os.path.basename(name).encode() + label.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return some of the numbers up to a count, evenly spread."""
+    return sorted({round(at) for at in np.linspace(0, count - 1, min(count, most))})

@@ -1,0 +1,186 @@
+"""The commands `a2mae finetune` and `a2mae predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
+_BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
+_Scale = Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")]
+_Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
+_Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
+
+
+def finetune(
+    task: Annotated[str, typer.Argument(help="classification, segmentation or change.", show_default=False)],
+    data: Annotated[
+        Path, typer.Argument(help="Folder (see docs/finetuning.md), CSV, GeoJSON or shards.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the model; named again, goes on.", show_default=False)
+    ],
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Checkpoint to begin with: folder, name or Hub id; left out, a2mae-nano."),
+    ] = None,
+    mode: Annotated[str, typer.Option(help="full, frozen (the head alone) or lora.")] = "full",
+    head: Annotated[
+        str | None, typer.Option(help="Of maps: linear or fpn; difference or attention. Left out, as configured.")
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Pattern of images; left out, 'images/*'.")] = None,
+    before: Annotated[str | None, typer.Option(help="Pattern of images before; left out, 'before/*'.")] = None,
+    after: Annotated[str | None, typer.Option(help="Pattern of images after; left out, 'after/*'.")] = None,
+    masks: Annotated[str | None, typer.Option(help="Pattern of masks; left out, 'masks/*'.")] = None,
+    label_band: Annotated[int, typer.Option(help="Band of the masks, counted from 1.")] = 1,
+    ignore: Annotated[str | None, typer.Option(help="Numbers of masks that mean no label, comma separated.")] = None,
+    classes: Annotated[str | None, typer.Option(help="All classes: a,b,c; of masks also 0=land,1=water.")] = None,
+    validation: Annotated[float, typer.Option(help="Share kept for validation, where the data does not say.")] = 0.2,
+    sensor: _SensorName = None,
+    bands: _BandNames = None,
+    scale: _Scale = None,
+    offset: _Offset = None,
+    nodata: _Nodata = None,
+    size: Annotated[int | None, typer.Option(help="Of classification: resample images to it.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Left out, 20; of a frozen encoder more.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Image sets of a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest; left out, what suits the mode.")] = None,
+    layer_decay: Annotated[
+        float, typer.Option(help="Learning rate of a layer over that of the next, mode full.")
+    ] = 0.75,
+    class_weights: Annotated[str | None, typer.Option(help="balanced, or numbers, comma separated.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a better score before the end.")] = None,
+    augment: Annotated[bool, typer.Option(help="Turn, mirror and cut image sets.")] = True,
+    side: Annotated[int, typer.Option(help="Patches along a side of what is cut out of images for maps.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is random, the split included.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read and prepare batches.")] = 0,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, … or none.")] = "none",
+) -> None:
+    """Fine-tune a checkpoint on labelled images. Run again, it goes on where it was stopped."""
+    from .labelled import read_labelled
+
+    weights: Any = class_weights
+    if class_weights not in (None, "balanced"):
+        weights = _numbers("class-weights", class_weights)
+    labelled = read_labelled(
+        task,
+        data,
+        images=images,
+        before=before,
+        after=after,
+        masks=masks,
+        label_band=label_band,
+        ignore=_numbers("ignore", ignore) or (),
+        classes=_classes(classes),
+        validation=validation,
+        seed=seed,
+        sensor=sensor,
+        bands=_texts(bands),
+        scale=scale,
+        offset=offset,
+        nodata=nodata,
+    )
+    # transformers takes seconds to import its Trainer.
+    from .finetune import finetune as run
+
+    try:
+        report = run(
+            labelled,
+            output,
+            checkpoint=start,
+            mode=mode,
+            head=head,
+            size=size,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            layer_decay=layer_decay,
+            class_weights=weights,
+            patience=patience,
+            augment=augment,
+            side=side,
+            seed=seed,
+            workers=workers,
+            name=data.absolute().stem,
+            report_to=report_to,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"{output}: stopped; the same command goes on from the last epoch.", err=True)
+        raise typer.Exit(130) from None
+    for note in report["notes"]:
+        typer.echo(f"a2mae: {note}", err=True)
+    scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in report["scores"].items())
+    typer.echo(
+        f"{output}: {len(report['classes'])} classes, {len(labelled.train)} image sets trained on; {scores} on"
+        f" {len(labelled.validation)} for validation."
+    )
+
+
+def predict(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned checkpoint.", show_default=False)],
+    scenes: Annotated[
+        list[str],
+        typer.Argument(
+            help="Of a map: rasters of one place. Of classification: rasters, or folders of rasters of one place each.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="map.tif; scores.csv of classification.")],
+    sensor: _SensorName = None,
+    bands: _BandNames = None,
+    acquired: Annotated[str | None, typer.Option(help="Acquisition time (ISO), where the files do not say.")] = None,
+    bounds: Annotated[str | None, typer.Option(help="Read only west,south,east,north, in degrees.")] = None,
+    scale: _Scale = None,
+    offset: _Offset = None,
+    nodata: _Nodata = None,
+    anchor: Annotated[int, typer.Option(help="Which image the map lies on, counted from 0.")] = 0,
+) -> None:
+    """Write the map of a segmentation or of change, or the scores of a classification."""
+    from a2mae_hub import inference, prediction
+    from a2mae_hub.cli import read
+
+    inference.check_output(output, (".tif", ".tiff", ".csv"))
+    loaded = prediction.load_task_checkpoint(checkpoint)
+    is_table = output.suffix.lower() == ".csv"
+    groups = [[scene] for scene in scenes] if is_table else [scenes]
+    answers, notes = [], []
+    for group in groups:
+        image_set = read(group, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
+        notes += prediction.differing_inputs(loaded.inputs, prediction.inputs_of([image_set]))
+        answers.append((prediction.predict_scores if is_table else prediction.predict_map)(loaded, image_set))
+    for note in dict.fromkeys(notes):
+        typer.echo(f"a2mae: {note}", err=True)
+    if is_table:
+        prediction.save_scores(loaded, scenes, answers, output)
+        typer.echo(f"{output}: {len(scenes)} scenes, {len(loaded.classes)} columns of scores.")
+        return
+    prediction.save_map(loaded, answers[0], image_set, output)
+    rows, columns = answers[0].shape
+    typer.echo(f"{output}: {len(loaded.classes)} classes on {rows} × {columns} pixels, from {len(image_set)} images.")
+
+
+def _texts(option: str | None) -> list[str] | None:
+    """Return the parts of an option that commas separate."""
+    return None if option is None else [part.strip() for part in option.split(",")]
+
+
+def _numbers(name: str, option: str | None) -> list[float] | None:
+    """Return the numbers of an option that commas separate."""
+    try:
+        return None if option is None else [float(part) for part in option.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} {option}: give numbers, separated by commas.") from None
+
+
+def _classes(option: str | None) -> list[str] | dict[int, str] | None:
+    """Return the classes of an option: a list, or names by number where it has them."""
+    parts = _texts(option)
+    if parts is None or not any("=" in part for part in parts):
+        return parts
+    pairs = [part.partition("=") for part in parts]
+    try:
+        return {int(number): name.strip() for number, _, name in pairs}
+    except ValueError:
+        raise ValueError(f"--classes {option}: give names, a,b,c, or numbers and names, 0=land,1=water.") from None

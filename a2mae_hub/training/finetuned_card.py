@@ -1,0 +1,89 @@
+"""The card of a fine-tuned checkpoint: that of any checkpoint, with what was trained and measured here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from a2mae_hub.model_cards import model_card, shown_name
+from a2mae_hub.stssd.shards import write_atomically
+
+_RESULTS = "results.json"
+_PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}
+
+
+def write_card(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write README.md and `results.json`, scores as `a2mae evaluate` writes them, beside the weights.
+
+    Args:
+        folder: Holds weights, configuration and processor.
+        report: As `finetune` returns it.
+    """
+    settings = report["settings"]
+    kind = "classification" if settings["task"] == "classification" else "segmentation"
+    scores = {name.replace("_", " "): {"model": value} for name, value in report["scores"].items()}
+    task = {"name": settings["name"], "kind": kind, "split": "validation", "scores": scores}
+    write_atomically(folder / _RESULTS, json.dumps({"tasks": [task]}, indent=1))
+    # The name on the Hub is not known yet, and a path of this machine is nobody else's business.
+    card = ModelCard(model_card(folder, folder / _RESULTS, repo_id=f"owner/{folder.absolute().name}"))
+    text = card.text
+    seen = ", ".join(f"{sensor} ({' '.join(bands)})" for sensor, bands in report["inputs"].items())
+    text = _with_section(
+        text,
+        "Training data",
+        f"{settings['train_sets']:,} labelled image sets of {settings['name']}, {seen}. Classes:"
+        f" {', '.join(report['classes'])}. {_begun_with(settings)}",
+    )
+    text = _with_section(
+        text,
+        "Training",
+        f"```bash\n{_command(settings)}\n```\n\nFine-tuned for {settings['task']} ({settings['mode']}),"
+        f" {report['trained_parameters']:,} weights trained, {settings['epochs']} epochs at most, seed"
+        f" {settings['seed']}, in {report['seconds'] / 60:.1f} minutes on {report['device']}. `finetuning.json` beside"
+        " the weights holds all settings and the curve.",
+    )
+    table = text[text.index("| task |", text.index("\n## Results\n")) :].split("\n## ", 1)[0].strip()
+    text = _with_section(
+        text,
+        "Results",
+        f"On {settings['validation_sets']:,} image sets kept for validation, by which the best epoch was chosen; none"
+        f" of them was trained on.\n\n{table}",
+    )
+    card.text = text
+    facts = cast(ModelCardData, card.data)
+    facts.pipeline_tag = _PIPELINES[kind]
+    start = settings["checkpoint"] or ""
+    if start.count("/") == 1 and not Path(start).exists():
+        facts.base_model = start
+    write_atomically(folder / "README.md", str(card).rstrip() + "\n")
+
+
+def _with_section(text: str, title: str, body: str) -> str:
+    """Return a card with other words under one of its headings."""
+    heading = re.compile(rf"(\n## {re.escape(title)}\n).*?(?=\n## |\Z)", re.DOTALL)
+    return heading.sub(lambda match: f"{match[1]}\n{body}\n", text, count=1)
+
+
+def _begun_with(settings: Mapping[str, Any]) -> str:
+    """Say what a run began with."""
+    if settings["checkpoint"] is None:
+        return "Training began with random weights."
+    return f"Training began with {shown_name(settings['checkpoint'])}, whose card tells what that was trained on."
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """Return the command that does a run again."""
+    words = ["a2mae", "finetune", settings["task"], settings["name"], "-o", "run", "--mode", settings["mode"]]
+    if settings["checkpoint"] is not None:
+        words += ["--from", shown_name(settings["checkpoint"])]
+    for key in ("head", "size", "epochs", "batch_size", "learning_rate", "layer_decay", "patience", "seed"):
+        if settings[key] is not None:
+            words += [f"--{key.replace('_', '-')}", f"{settings[key]}"]
+    words += ["--class-weights", "balanced"] if settings["class_weights"] == "balanced" else []
+    return shlex.join(words)

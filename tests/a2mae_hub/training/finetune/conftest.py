@@ -1,0 +1,68 @@
+"""Ground with and without vegetation, which a few thousand parameters learn to tell apart within seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from a2mae_hub import A2MAEConfig, Image, ImageSet
+from a2mae_hub.training.labelled import LabelledData, from_dataset
+
+BANDS = ["B02", "B03", "B04", "B08"]
+
+
+def observe(vegetation: np.ndarray, seed: int, bands: list[str] = BANDS) -> Image:
+    """An image of ground where vegetation (0 to 1) is bright in the near infrared."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(1400, 1600, (4, *vegetation.shape)).astype(np.float32)
+    pixels[3] += 2500 * vegetation
+    return Image(pixels[: len(bands)].astype(np.uint16), bands, "sentinel-2-l2a", gsd=10.0)
+
+
+def draw_field(seed: int) -> np.ndarray:
+    """Squares of 4 pixels with and without vegetation, 16 × 16."""
+    return np.random.default_rng(seed).integers(0, 2, (4, 4)).repeat(4, 0).repeat(4, 1)
+
+
+def example(task: str, number: int) -> tuple[ImageSet, object]:
+    """An image set of a task with its label."""
+    share = number % 2
+    if task == "segmentation":
+        return ImageSet([observe(draw_field(number), number)]), draw_field(number).astype(np.uint8)
+    if task == "change":
+        images = [observe(np.zeros((16, 16)), number), observe(draw_field(number), 100 + number)]
+        return ImageSet(images), draw_field(number).astype(np.uint8)
+    image_set = ImageSet([observe(np.full((16, 16), share), number)], name=f"chip {number}")
+    labels = {"classification": ["bare", "green"][share], "several": [["dry"], ["green", "wet"]][share]}
+    return image_set, labels.get(task, 3.0 * share)
+
+
+@pytest.fixture(scope="session")
+def observed() -> Callable[..., Image]:
+    """A function from vegetation (0 to 1), a seed and bands to an image of it."""
+    return observe
+
+
+@pytest.fixture(scope="session")
+def field() -> Callable[[int], np.ndarray]:
+    """A function from a seed to squares with and without vegetation."""
+    return draw_field
+
+
+@pytest.fixture
+def labelled() -> Callable[..., LabelledData]:
+    """A function from what is asked to 12 sets for training and 4 for validation."""
+
+    def make(task: str = "classification") -> LabelledData:
+        name = task if task in ("segmentation", "change") else "classification"
+        return from_dataset(name, range(12), range(12, 16), lambda number: example(task, number))
+
+    return make
+
+
+@pytest.fixture
+def config(small_config) -> A2MAEConfig:
+    """A configuration of a few thousand parameters."""
+    return small_config(head_hidden_size=8, num_hidden_layers=2)

@@ -1,0 +1,73 @@
+"""Every task is learnt in every mode, and the folder that is left holds what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+
+from a2mae_hub import A2MAEForChangeDetection, A2MAEForImageClassification
+from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
+from a2mae_hub.training.finetune import finetune
+from a2mae_hub.training.labelled import LabelledData
+from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
+from a2mae_hub.training.task_batches import TaskCollator
+
+
+def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData) -> dict[str, float]:
+    """Judge a model that was loaded from a folder, without a Trainer."""
+    collate = TaskCollator(A2MAEImageProcessor.from_pretrained(folder))
+    batch = collate([data.validation[index] for index in range(len(data.validation))])
+    batch.pop("indices")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    if data.task == "classification":
+        return classification_scores(logits.numpy(), batch["labels"].numpy(), data.problem_type)
+    return map_scores(data.task, count_pixels(data.task, logits, batch["labels"]).sum(0).numpy())
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen", "lora"])
+@pytest.mark.parametrize(
+    ("task", "auto_class", "score", "least"),
+    [
+        ("classification", AutoModelForImageClassification, "accuracy", 1.0),
+        ("segmentation", AutoModelForSemanticSegmentation, "mean_iou", 0.5),
+        ("change", A2MAEForChangeDetection, "f1", 0.8),
+    ],
+)
+def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
+    labelled, config, tmp_path, task, auto_class, score, least, mode
+):
+    if mode == "lora":
+        pytest.importorskip("peft", reason="needs the extra [peft]")
+    data = labelled(task)
+    report = finetune(
+        data, tmp_path / "run", config=config, mode=mode, epochs=8, batch_size=4, learning_rate=1e-2, layer_decay=0.9
+    )
+    assert report["scores"][score] >= least
+    model = auto_class.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == dict(enumerate(data.classes))
+    assert scores_of(model, tmp_path / "run", data) == pytest.approx(report["scores"], abs=2e-3)
+    best = max(entry[f"eval_{score}"] for entry in report["curve"] if f"eval_{score}" in entry)
+    assert report["scores"][score] == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("task", "score", "problem"),
+    [
+        ("several", "mean_average_precision", "multi_label_classification"),
+        ("value", "root_mean_squared_error", "regression"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["full", "frozen"])
+def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, score, problem, mode):
+    data = labelled(task)
+    report = finetune(
+        data, tmp_path / "run", config=config, mode=mode, epochs=10, batch_size=4, learning_rate=1e-2, layer_decay=0.9
+    )
+    model = A2MAEForImageClassification.from_pretrained(tmp_path / "run")
+    assert model.config.problem_type == problem
+    # Values are 0 and 3: their deviation is 1.5.
+    assert report["scores"][score] < 1 if problem == "regression" else report["scores"][score] == 1

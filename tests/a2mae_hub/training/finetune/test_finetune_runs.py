@@ -1,0 +1,209 @@
+"""Fine-tuning goes on where it stopped, ends where nothing improves, leaves a whole folder, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from a2mae_hub import A2MAEForImageClassification, ImageSet
+from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
+from a2mae_hub.training.callbacks import SeedEveryStep
+from a2mae_hub.training.finetune import finetune
+from a2mae_hub.training.labelled import from_dataset
+from a2mae_hub.training.task_batches import TaskCollator
+from a2mae_hub.training.task_models import parameter_groups
+
+
+def test_the_encoder_of_a_checkpoint_stays_as_it_is_in_frozen_mode(labelled, config, tmp_path):
+    data = labelled()
+    finetune(data, tmp_path / "first", config=config, epochs=1)
+    finetune(data, tmp_path / "second", checkpoint=tmp_path / "first", mode="frozen", epochs=2, learning_rate=0.1)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    for key, weight in first.items():
+        if key.startswith("a2mae."):
+            torch.testing.assert_close(second[key], weight, rtol=0, atol=0)
+    assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen", "lora"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(labelled, config, tmp_path, monkeypatch, mode):
+    if mode == "lora":
+        pytest.importorskip("peft", reason="needs the extra [peft]")
+    facts = {"config": config, "mode": mode, "epochs": 2, "batch_size": 4, "learning_rate": 1e-2}
+    data = labelled("segmentation" if mode == "full" else "classification")
+    finetune(data, tmp_path / "whole", **facts)
+    own = SeedEveryStep.on_step_begin
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+        own(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeedEveryStep, "on_step_begin", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(data, tmp_path / "stopped", **facts)
+    report = finetune(data, tmp_path / "stopped", **facts)
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    for key, weight in whole.items():
+        torch.testing.assert_close(stopped[key], weight, rtol=0, atol=0)
+    again = finetune(data, tmp_path / "stopped", **facts)
+    assert again == json.loads(json.dumps(report))
+
+
+def test_every_epoch_turns_the_sets_in_another_way_and_workers_in_the_same(labelled, config, tmp_path, monkeypatch):
+    seen = []
+    own = TaskCollator.__call__
+
+    def collate(self, examples):
+        seen.extend(one.epoch for one in examples if self.augment)
+        return own(self, examples)
+
+    data = labelled("segmentation")
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskCollator, "__call__", collate)
+        report = finetune(data, tmp_path / "none", config=config, epochs=2, batch_size=4, head="linear")
+    assert seen == [0] * 12 + [1] * 12
+    other = finetune(data, tmp_path / "one", config=config, epochs=2, batch_size=4, head="linear", workers=1)
+    assert [entry.get("loss") for entry in other["curve"]] == [entry.get("loss") for entry in report["curve"]]
+
+
+def test_training_ends_where_nothing_improves(labelled, config, tmp_path):
+    report = finetune(
+        labelled(), tmp_path / "run", config=config, epochs=50, patience=1, batch_size=4, learning_rate=2e-2
+    )
+    assert max(entry["epoch"] for entry in report["curve"]) == report["best_epoch"] + 1 < 50
+
+
+def test_layers_learn_at_rates_that_fall_by_a_factor(config):
+    """Embeddings, two layers and the head: scales 0.5³ … 0.5⁰ (BEiT, Bao et al. 2022)."""
+    model = A2MAEForImageClassification(config)
+    scales = {}
+    for group in parameter_groups(model, 0.05, 0.5):
+        for weight in group["params"]:
+            scales[id(weight)] = (group["lr_scale"], group["weight_decay"])
+    expected = {
+        "a2mae.cls_token": (0.5**3, 0.0),
+        "a2mae.patch_embedding.projection.weight": (0.5**3, 0.05),
+        "a2mae.coordinates.position.weight": (0.5**3, 0.05),
+        "a2mae.layers.0.attention.q_proj.weight": (0.5**2, 0.05),
+        "a2mae.layers.1.mlp.fc1.bias": (0.5, 0.0),
+        "a2mae.layernorm.weight": (0.5, 0.0),
+        "classifier.linear.weight": (1.0, 0.05),
+    }
+    for name, scale in expected.items():
+        assert scales[id(model.get_parameter(name))] == scale, name
+    assert len(scales) == len(list(model.parameters()))
+
+
+def test_balanced_weights_reach_the_loss(labelled, config, tmp_path):
+    data = labelled("segmentation")
+    finetune(data, tmp_path / "run", config=config, class_weights="balanced", head="linear", epochs=1)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["class_weights"] == data.balanced_weights()
+    assert saved["segmentation_head"] == "linear"
+
+
+def test_the_size_of_images_goes_with_the_checkpoint(labelled, config, tmp_path):
+    finetune(labelled(), tmp_path / "run", config=config, size=24, epochs=1)
+    assert A2MAEImageProcessor.from_pretrained(tmp_path / "run").size == [24, 24]
+
+
+def test_the_card_tells_what_was_measured_and_no_path_of_this_machine(labelled, config, tmp_path):
+    report = finetune(labelled(), tmp_path / "run", config=config, epochs=1, name="greenness")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert f"| greenness | accuracy | {report['scores']['accuracy']:.3f} |" in card
+    assert "Frozen features under the fixed protocol" not in card
+    assert "not recorded" not in card
+    assert "a2mae finetune classification greenness" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_push_takes_the_folder_as_it_is(labelled, config, tmp_path, monkeypatch):
+    from a2mae_hub.conversion import hub_plan
+
+    finetune(labelled(), tmp_path / "run", config=config, epochs=1)
+    monkeypatch.setattr(
+        hub_plan, "_compare", lambda folder, repo, kind, contents, left_out, *rest: (contents, left_out)
+    )
+    contents, left_out = hub_plan.plan_model(tmp_path / "run", "owner/run")
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(contents)
+    assert all(name.startswith("checkpoint-") or name.endswith(".json") for name in left_out)
+
+
+def test_other_sensors_and_bands_work_and_are_told(observed, labelled, config, tmp_path):
+    finetune(labelled(), tmp_path / "first", config=config, epochs=1)
+    fewer = from_dataset(
+        "classification",
+        range(8),
+        range(8, 10),
+        lambda number: (
+            ImageSet([observed(np.full((16, 16), number % 2), number, ["B02", "B03", "B04"])]),
+            "ab"[number % 2],
+        ),
+    )
+    report = finetune(fewer, tmp_path / "second", checkpoint=tmp_path / "first", epochs=1)
+    assert report["notes"] == ["sentinel-2-l2a: without B08, other bands than the checkpoint was fine-tuned on."]
+
+
+# What is wrong
+
+
+def test_a_lost_loss_names_the_sets_of_its_batch(observed, config, tmp_path, monkeypatch):
+    own = A2MAEForImageClassification.classification_loss
+    monkeypatch.setattr(
+        A2MAEForImageClassification,
+        "classification_loss",
+        lambda self, logits, labels: own(self, logits, labels) / (labels == 0).float().sum(),
+    )
+
+    def mapping(number: int) -> tuple[ImageSet, str]:
+        return ImageSet([observed(np.ones((16, 16)), number)], name=f"chip {number}"), "b" if number == 3 else "a"
+
+    data = from_dataset("classification", range(4), range(4, 6), mapping)
+    with pytest.raises(ValueError, match=r"loss became inf at step \d, in the batch of chip 3; check"):
+        finetune(data, tmp_path / "run", config=config, batch_size=1, epochs=1)
+
+
+def test_what_a_worker_finds_wrong_is_one_sentence(observed, field, config, tmp_path):
+    def mapping(number: int) -> tuple[ImageSet, np.ndarray]:
+        return ImageSet([observed(field(number), number)], name=f"chip {number}"), np.eye(16 + number // 3)
+
+    data = from_dataset("segmentation", range(4), range(2), mapping)
+    with pytest.raises(ValueError, match=r"^chip 3: its mask is of 17 × 17 pixels, and its first image of 16 × 16"):
+        finetune(data, tmp_path / "run", config=config, workers=1, epochs=1)
+
+
+def test_a_folder_of_another_run_is_refused(labelled, config, tmp_path):
+    finetune(labelled(), tmp_path / "run", config=config, epochs=1)
+    with pytest.raises(ValueError, match="holds a run with epochs=1; give what it was begun with"):
+        finetune(labelled(), tmp_path / "run", config=config, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "probe"}, "mode='probe' must be one of full, frozen, lora"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"learning_rate": 0.0}, "greater than 0"),
+        ({"layer_decay": 2.0}, "layer_decay=2.0"),
+        ({"class_weights": "equal"}, "'balanced' or one number"),
+        ({"class_weights": [1.0]}, "class_weights has 1 numbers"),
+        ({"head": "fpn"}, "classification has one head"),
+    ],
+    ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
+)
+def test_settings_that_cannot_be_are_refused(labelled, config, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(labelled(), tmp_path / "run", config=config, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_maps_are_not_resampled(labelled, config, tmp_path):
+    with pytest.raises(ValueError, match="maps are made on the pixels that images have"):
+        finetune(labelled("segmentation"), tmp_path / "run", config=config, size=32)
