@@ -89,8 +89,9 @@ def map_scores(task: str, counts: np.ndarray) -> dict[str, float]:
         counts: The sum of what `count_pixels` returns for each map.
 
     Returns:
-        mean_iou (over the classes that occur in labels or predictions), pixel_accuracy and macro_f1; of change f1, iou
-        and average_precision (0 where nothing changed) of what did, and pixel_accuracy.
+        mean_iou (over the classes that occur in labels or predictions), pixel_accuracy and macro_f1; where there are
+        two classes also iou, that of the second. Of change f1, iou and average_precision (0 where nothing changed) of
+        what did, and pixel_accuracy.
     """
     from sklearn import metrics
 
@@ -108,7 +109,8 @@ def map_scores(task: str, counts: np.ndarray) -> dict[str, float]:
             "pixel_accuracy": float(metrics.accuracy_score(y_pred=predicted, **facts)),
         }
     facts = {"y_true": rows, "y_pred": columns, "sample_weight": weights}
-    return {
+    of_second = {"iou": float(metrics.jaccard_score(zero_division=0, **facts))} if len(counts) == 2 else {}
+    return of_second | {
         "mean_iou": float(metrics.jaccard_score(average="macro", zero_division=0, **facts)),
         "pixel_accuracy": float(metrics.accuracy_score(**facts)),
         "macro_f1": float(metrics.f1_score(average="macro", zero_division=0, **facts)),

@@ -1,0 +1,269 @@
+"""Real labels: fine-tuned in every mode, from scratch, and boosted trees on plain numbers, on the same splits.
+
+    python benchmarks/labelled.py --data ../shared/data [--seeds 3] [--tasks eurosat-rgb,…] [-o out/labelled.jsonl]
+
+Parts are those of `docs/recipes/open_evaluation.yaml`; bark beetle sites whose number ends in 0 or 9 are tested. Scores
+are those of the last epoch, not of the best one, which the test part would have chosen. Boosted trees see means,
+deviations and percentiles of every band of an image, or of a pixel its bands and their mean and deviation over 3 × 3
+and 9 × 9 pixels (of change: of both dates, and the difference). Runs that the output holds already are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import uniform_filter
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedKFold
+
+from a2mae_hub import A2MAEConfig, ImageSet
+from a2mae_hub.evaluation import read_recipe
+from a2mae_hub.evaluation.features import filled_pixels
+from a2mae_hub.evaluation.sources import read_classified_images, read_segmented_images
+from a2mae_hub.training.finetune import finetune
+from a2mae_hub.training.label_files import IGNORED
+from a2mae_hub.training.labelled import LabelledData, LabelledSets, from_dataset, read_labelled
+from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
+
+RECIPE = Path(__file__).resolve().parents[1] / "docs" / "recipes" / "open_evaluation.yaml"
+BARK_BEETLE = {
+    "sensor": "sentinel-2-l2a",
+    "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
+    "scale": 1e-4,
+    "offset": 0.0,
+}
+PERCENTILES = (5, 25, 50, 75, 95)
+MOST_PIXELS = 200_000
+
+# What tells of each task: a score of `a2mae_hub.training.metrics`.
+SCORES = {
+    "eurosat-rgb": "accuracy",
+    "eurosat-multispectral": "accuracy",
+    "hls-water": "iou",
+    "hls-worldcover": "pixel_accuracy",
+    "bark-beetle": "f1",
+}
+# Settings of `finetune` by task, and by mode within it.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "eurosat-rgb": {"all": {}, "full": {"epochs": 15}, "lora": {"epochs": 15}, "frozen": {"size": 128}},
+    "eurosat-multispectral": {"all": {"size": 128}, "full": {"epochs": 40}, "lora": {"epochs": 40}},
+    "hls-water": {"all": {}, "full": {"epochs": 40, "batch_size": 8}, "lora": {"epochs": 40, "batch_size": 8}},
+    "hls-worldcover": {"all": {}, "full": {"epochs": 40, "batch_size": 8}, "lora": {"epochs": 40, "batch_size": 8}},
+    "bark-beetle": {
+        "all": {"class_weights": "balanced"},
+        "full": {"epochs": 60, "batch_size": 8, "side": 8},
+        "lora": {"epochs": 60, "batch_size": 8, "side": 8},
+    },
+}
+METHODS = ("full", "frozen", "lora", "scratch", "boosted trees")
+
+
+def eurosat_rgb(data: Path) -> list[LabelledData]:
+    """Return the images in colour, 5 000 and 1 000."""
+    labelled = read_classified_images(_task("eurosat-rgb", data), data)
+    return [_classified(labelled.images, labelled.labels, labelled.classes, ~labelled.is_test)]
+
+
+def eurosat_multispectral(data: Path) -> list[LabelledData]:
+    """Return the images of thirteen bands in five folds, but for the cirrus band, which sees no ground."""
+    labelled = read_classified_images(_task("eurosat-multispectral", data), data)
+    images = []
+    for image in labelled.images:
+        kept = [place for place, name in enumerate(image.bands) if name != "B10"]
+        images.append(replace(image, pixels=image.pixels[kept], bands=[image.bands[place] for place in kept]))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0).split(images, labelled.labels)
+    every = np.arange(len(images))
+    return [_classified(images, labelled.labels, labelled.classes, np.isin(every, train)) for train, _ in folds]
+
+
+def hls(name: str) -> Callable[[Path], list[LabelledData]]:
+    """Return what reads the images of a segmentation, 100 and 20."""
+
+    def read(data: Path) -> list[LabelledData]:
+        labelled = read_segmented_images(_task(name, data), data)
+        # What only the test part has is no class to learn; `a2mae evaluate` counts it as wrong.
+        masks = [np.where(one < len(labelled.classes), one, -1) % (IGNORED + 1) for one in labelled.labels]
+        pairs = list(zip(labelled.images, masks, strict=True))
+        parts = ([pairs[at] for at in np.flatnonzero(labelled.is_test == tested)] for tested in (False, True))
+        return [from_dataset("segmentation", *parts, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=None)]
+
+    return read
+
+
+def bark_beetle(data: Path) -> list[LabelledData]:
+    """Return the sites before and after, 80 and 20."""
+    folder = data / "bark_beetle"
+    patterns = {"before": "2019-09/*.tif", "after": "2020-09/*.tif", "masks": "mask/*.tif"}
+    both = read_labelled("change", folder, **patterns, **BARK_BEETLE)
+    sets = [
+        (part.names[at], part.readers[at], part.labels[at])
+        for part in (both.train, both.validation)
+        for at in range(len(part))
+    ]
+    parts = []
+    for tested in (False, True):
+        chosen = [one for one in sets if (re.search(r"[09](\.tif)?$", one[0]) is not None) == tested]
+        parts.append(LabelledSets(*([one[field] for one in chosen] for field in range(3))))
+    return [replace(both, train=parts[0], validation=parts[1])]
+
+
+TASKS = {
+    "eurosat-rgb": eurosat_rgb,
+    "eurosat-multispectral": eurosat_multispectral,
+    "hls-water": hls("hls-water"),
+    "hls-worldcover": hls("hls-worldcover"),
+    "bark-beetle": bark_beetle,
+}
+
+
+def _task(name: str, data: Path) -> Any:
+    """Return a task of the recipe."""
+    return next(task for task in read_recipe(RECIPE, data).tasks if task.name == name)
+
+
+def _classified(images: Sequence[Any], labels: np.ndarray, classes: list[str], is_train: np.ndarray) -> LabelledData:
+    """Return images with one label each."""
+    pairs = [(image, classes[label]) for image, label in zip(images, labels, strict=True)]
+    parts = ([pairs[at] for at in np.flatnonzero(is_train == chosen)] for chosen in (True, False))
+    return from_dataset("classification", *parts, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=classes)
+
+
+def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed: int) -> dict[str, float]:
+    """Return the scores of the last epoch of a fine-tuned model."""
+    mode = "full" if method == "scratch" else method
+    settings = {**SETTINGS[name]["all"], **SETTINGS[name].get(mode, {})}
+    start: dict[str, Any] = {"checkpoint": checkpoint}
+    if method == "scratch":
+        # Without weights to spare there is no reason to learn lower layers slower.
+        start = {"config": A2MAEConfig.nano(pooling="mean_std"), "layer_decay": 1.0}
+    with tempfile.TemporaryDirectory() as folder:
+        report = finetune(data, Path(folder) / "run", mode=mode, seed=seed, **start, **settings)
+    last = [entry for entry in report["curve"] if any(key.startswith("eval_") for key in entry)][-1]
+    return {key[5:]: value for key, value in last.items() if key.startswith("eval_")}
+
+
+def boosted(data: LabelledData, seed: int) -> dict[str, float]:
+    """Return the scores of boosted trees on plain numbers."""
+    trees = HistGradientBoostingClassifier(random_state=seed, early_stopping=False, max_iter=200)
+    if data.task == "classification":
+        train, test = (
+            np.stack([image_numbers(part[at].image_set) for at in range(len(part))]) for part in _parts(data)
+        )
+        labels, wanted = (np.array([int(label) for label in part.labels]) for part in _parts(data))
+        probabilities = trees.fit(train, labels).predict_proba(test)
+        return classification_scores(np.log(probabilities + 1e-9), wanted, data.problem_type)
+    generator = np.random.default_rng(seed)
+    numbers, labels = [], []
+    each = MOST_PIXELS // len(data.train)
+    for at in range(len(data.train)):
+        example = data.train[at]
+        known = np.flatnonzero(example.label.ravel() != IGNORED)
+        known = generator.choice(known, min(each, len(known)), replace=False)
+        numbers.append(pixel_numbers(example.image_set)[known])
+        labels.append(example.label.ravel()[known])
+    weight = "balanced" if data.task == "change" else None
+    trees.set_params(class_weight=weight).fit(np.concatenate(numbers), np.concatenate(labels))
+    counts = 0
+    for at in range(len(data.validation)):
+        example = data.validation[at]
+        odds = np.log(trees.predict_proba(pixel_numbers(example.image_set)) + 1e-9)
+        logits = np.full((len(odds), len(data.classes)), -30.0)
+        logits[:, trees.classes_] = odds
+        maps = torch.from_numpy(logits.T.reshape(1, -1, *example.label.shape))
+        counts = (
+            counts + count_pixels(data.task, maps, torch.from_numpy(example.label[None].astype(np.int64))).numpy()[0]
+        )
+    return map_scores(data.task, np.asarray(counts))
+
+
+def image_numbers(image_set: ImageSet) -> np.ndarray:
+    """Return mean, deviation and percentiles of every band."""
+    [image] = image_set
+    values = filled_pixels(image).reshape(len(image.bands), -1)
+    return np.concatenate([values.mean(1), values.std(1), *np.percentile(values, PERCENTILES, axis=1)])
+
+
+def pixel_numbers(image_set: ImageSet) -> np.ndarray:
+    """Return (pixels, numbers) of every pixel: bands, and mean and deviation around it."""
+    layers = []
+    for image in image_set:
+        values = filled_pixels(image)
+        layers.append(values)
+        for side in (3, 9):
+            mean = uniform_filter(values, (0, side, side))
+            square = uniform_filter(values**2, (0, side, side))
+            layers += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
+    if len(image_set) == 2:
+        layers += [later - before for before, later in zip(layers[:5], layers[5:10], strict=True)]
+    numbers = np.concatenate(layers)
+    return numbers.reshape(len(numbers), -1).T
+
+
+def _parts(data: LabelledData) -> Iterator[LabelledSets]:
+    """Yield training and validation part."""
+    yield data.train
+    yield data.validation
+
+
+def print_table(runs: list[dict[str, Any]]) -> None:
+    """Print mean and deviation over the seeds, a row a task, a column a method."""
+    print(f"{'task':<24}{'score':<16}" + "".join(f"{method:>18}" for method in METHODS))
+    for name, score in SCORES.items():
+        cells = []
+        for method in METHODS:
+            values = [run["scores"][score] for run in runs if (run["task"], run["method"]) == (name, method)]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{np.mean(values):.3f} ± {spread:.3f}" if values else "")
+        if any(cells):
+            print(f"{name:<24}{score:<16}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def main() -> None:
+    """Train what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the open evaluation recipe")
+    parser.add_argument("--checkpoint", default="a2mae-nano")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--output", "-o", type=Path, default=Path("out/labelled.jsonl"))
+    arguments = parser.parse_args()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    text = arguments.output.read_text() if arguments.output.exists() else ""
+    runs = [json.loads(line) for line in text.splitlines()]
+    done = {(run["task"], run["method"], run["seed"]) for run in runs}
+    for seed in range(arguments.seeds):
+        for name in arguments.tasks.split(","):
+            wanted = [method for method in arguments.methods.split(",") if (name, method, seed) not in done]
+            folds = TASKS[name](arguments.data) if wanted else []
+            for method in wanted:
+                started = time.perf_counter()
+                found = [
+                    boosted(fold, seed)
+                    if method == "boosted trees"
+                    else finetuned(fold, name, method, arguments.checkpoint, seed)
+                    for fold in folds
+                ]
+                scores = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+                seconds = time.perf_counter() - started
+                run = {"task": name, "method": method, "seed": seed, "seconds": seconds, "scores": scores}
+                with arguments.output.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+                runs.append(run)
+                print(json.dumps(run), flush=True)
+    print_table(runs)
+
+
+if __name__ == "__main__":
+    main()
