@@ -13,7 +13,19 @@ from transformers.utils import logging
 from .conversion.commands import convert_app, export_app
 from .conversion.hub_commands import list_checkpoints, push, push_data
 from .evaluation.commands import evaluate
-from .images import ImageSet
+from .image_options import (
+    Acquired,
+    Anchor,
+    BandNames,
+    Bounds,
+    Nodata,
+    Offset,
+    Paths,
+    Scale,
+    SensorName,
+    Size,
+    read,
+)
 from .stssd.commands import app as stssd_app
 from .training.commands import pretrain
 from .training.finetune_commands import finetune, predict
@@ -35,23 +47,10 @@ app.command()(push)
 app.command("list")(list_checkpoints)
 stssd_app.command("push")(push_data)
 
-Paths = Annotated[
-    list[str],
-    typer.Argument(help="Rasters, or folders of rasters, of one place: anything GDAL opens.", show_default=False),
-]
 CheckpointName = Annotated[
     str | None,
     typer.Option("--checkpoint", "-c", help="Folder, a2mae-nano, or id on the Hugging Face Hub; left out, a2mae-nano."),
 ]
-SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
-BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
-Acquired = Annotated[str | None, typer.Option(help="Acquisition time (ISO), where the files do not say.")]
-Bounds = Annotated[str | None, typer.Option(help="Read only west,south,east,north, in degrees.")]
-Scale = Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")]
-Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
-Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Resample every image to this many rows and columns.")]
-Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
 
 # Arguments of the Python functions, as errors name them, that are options here.
 _ARGUMENT = re.compile(r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor)=(?!None)")
@@ -152,41 +151,6 @@ def demo(
 
     image_set = read(paths, sensor, bands) if paths else None
     run_demo(out, image_set, checkpoint, seed)
-
-
-def read(
-    paths: list[str],
-    sensor: str | None,
-    bands: str | None,
-    acquired: str | None = None,
-    bounds: str | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    nodata: float | None = None,
-    anchor: int = 0,
-) -> ImageSet:
-    """Read the image set that the options of a command describe."""
-    from .raster import read_image_set
-
-    box = None
-    if bounds is not None:
-        try:
-            west, south, east, north = (float(part) for part in bounds.split(","))
-        except ValueError:
-            raise ValueError(f"--bounds {bounds}: give west,south,east,north in degrees, four numbers.") from None
-        box = (west, south, east, north)
-    names = [name.strip() for name in bands.split(",")] if bands is not None else None
-    return read_image_set(
-        paths,
-        sensor=sensor,
-        bands=names,
-        acquired=acquired,
-        bounds=box,
-        scale=scale,
-        offset=offset,
-        nodata=nodata,
-        anchor=anchor,
-    )
 
 
 def main() -> None:

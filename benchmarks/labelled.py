@@ -37,7 +37,7 @@ from a2mae_hub.training.labelled import LabelledData, LabelledSets, from_dataset
 from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
 
 RECIPE = Path(__file__).resolve().parents[1] / "docs" / "recipes" / "open_evaluation.yaml"
-BARK_BEETLE = {
+BARK_BEETLE: dict[str, Any] = {
     "sensor": "sentinel-2-l2a",
     "bands": ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"],
     "scale": 1e-4,
@@ -95,8 +95,7 @@ def hls(name: str) -> Callable[[Path], list[LabelledData]]:
         # What only the test part has is no class to learn; `a2mae evaluate` counts it as wrong.
         masks = [np.where(one < len(labelled.classes), one, -1) % (IGNORED + 1) for one in labelled.labels]
         pairs = list(zip(labelled.images, masks, strict=True))
-        parts = ([pairs[at] for at in np.flatnonzero(labelled.is_test == tested)] for tested in (False, True))
-        return [from_dataset("segmentation", *parts, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=None)]
+        return [_of_pairs("segmentation", pairs, ~labelled.is_test)]
 
     return read
 
@@ -104,18 +103,23 @@ def hls(name: str) -> Callable[[Path], list[LabelledData]]:
 def bark_beetle(data: Path) -> list[LabelledData]:
     """Return the sites before and after, 80 and 20."""
     folder = data / "bark_beetle"
-    patterns = {"before": "2019-09/*.tif", "after": "2020-09/*.tif", "masks": "mask/*.tif"}
+    patterns: dict[str, Any] = {"before": "2019-09/*.tif", "after": "2020-09/*.tif", "masks": "mask/*.tif"}
     both = read_labelled("change", folder, **patterns, **BARK_BEETLE)
     sets = [
         (part.names[at], part.readers[at], part.labels[at])
         for part in (both.train, both.validation)
         for at in range(len(part))
     ]
-    parts = []
-    for tested in (False, True):
-        chosen = [one for one in sets if (re.search(r"[09](\.tif)?$", one[0]) is not None) == tested]
-        parts.append(LabelledSets(*([one[field] for one in chosen] for field in range(3))))
-    return [replace(both, train=parts[0], validation=parts[1])]
+    train, test = (
+        LabelledSets(*map(list, zip(*[one for one in sets if _ends_in_0_or_9(one[0]) == tested], strict=True)))
+        for tested in (False, True)
+    )
+    return [replace(both, train=train, validation=test)]
+
+
+def _ends_in_0_or_9(name: str) -> bool:
+    """Return whether the number of a site is one of those that are tested."""
+    return re.search(r"[09](\.tif)?$", name) is not None
 
 
 TASKS = {
@@ -135,8 +139,15 @@ def _task(name: str, data: Path) -> Any:
 def _classified(images: Sequence[Any], labels: np.ndarray, classes: list[str], is_train: np.ndarray) -> LabelledData:
     """Return images with one label each."""
     pairs = [(image, classes[label]) for image, label in zip(images, labels, strict=True)]
-    parts = ([pairs[at] for at in np.flatnonzero(is_train == chosen)] for chosen in (True, False))
-    return from_dataset("classification", *parts, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=classes)
+    return _of_pairs("classification", pairs, is_train, classes)
+
+
+def _of_pairs(
+    task: str, pairs: Sequence[tuple[Any, Any]], is_train: np.ndarray, classes: list[str] | None = None
+) -> LabelledData:
+    """Return images, a set each, with their labels."""
+    train, test = ([pairs[at] for at in np.flatnonzero(is_train == chosen).tolist()] for chosen in (True, False))
+    return from_dataset(task, train, test, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=classes)
 
 
 def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed: int) -> dict[str, float]:
@@ -164,17 +175,17 @@ def boosted(data: LabelledData, seed: int) -> dict[str, float]:
         probabilities = trees.fit(train, labels).predict_proba(test)
         return classification_scores(np.log(probabilities + 1e-9), wanted, data.problem_type)
     generator = np.random.default_rng(seed)
-    numbers, labels = [], []
+    pixels, classes = [], []
     each = MOST_PIXELS // len(data.train)
     for at in range(len(data.train)):
         example = data.train[at]
         known = np.flatnonzero(example.label.ravel() != IGNORED)
         known = generator.choice(known, min(each, len(known)), replace=False)
-        numbers.append(pixel_numbers(example.image_set)[known])
-        labels.append(example.label.ravel()[known])
+        pixels.append(pixel_numbers(example.image_set)[known])
+        classes.append(example.label.ravel()[known])
     weight = "balanced" if data.task == "change" else None
-    trees.set_params(class_weight=weight).fit(np.concatenate(numbers), np.concatenate(labels))
-    counts = 0
+    trees.set_params(class_weight=weight).fit(np.concatenate(pixels), np.concatenate(classes))
+    counts: Any = 0
     for at in range(len(data.validation)):
         example = data.validation[at]
         odds = np.log(trees.predict_proba(pixel_numbers(example.image_set)) + 1e-9)

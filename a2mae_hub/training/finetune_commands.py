@@ -7,11 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-_SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
-_BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
-_Scale = Annotated[float | None, typer.Option(help="Factor from stored number to physical value.")]
-_Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
-_Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
+from a2mae_hub.image_options import Acquired, BandNames, Bounds, Nodata, Offset, Scale, SensorName, read
 
 
 def finetune(
@@ -38,11 +34,11 @@ def finetune(
     ignore: Annotated[str | None, typer.Option(help="Numbers of masks that mean no label, comma separated.")] = None,
     classes: Annotated[str | None, typer.Option(help="All classes: a,b,c; of masks also 0=land,1=water.")] = None,
     validation: Annotated[float, typer.Option(help="Share kept for validation, where the data does not say.")] = 0.2,
-    sensor: _SensorName = None,
-    bands: _BandNames = None,
-    scale: _Scale = None,
-    offset: _Offset = None,
-    nodata: _Nodata = None,
+    sensor: SensorName = None,
+    bands: BandNames = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    nodata: Nodata = None,
     size: Annotated[int | None, typer.Option(help="Of classification: resample images to it.", min=1)] = None,
     epochs: Annotated[int | None, typer.Option(help="Left out, 20; of a frozen encoder more.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Image sets of a step.")] = None,
@@ -128,18 +124,17 @@ def predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="map.tif; scores.csv of classification.")],
-    sensor: _SensorName = None,
-    bands: _BandNames = None,
-    acquired: Annotated[str | None, typer.Option(help="Acquisition time (ISO), where the files do not say.")] = None,
-    bounds: Annotated[str | None, typer.Option(help="Read only west,south,east,north, in degrees.")] = None,
-    scale: _Scale = None,
-    offset: _Offset = None,
-    nodata: _Nodata = None,
+    sensor: SensorName = None,
+    bands: BandNames = None,
+    acquired: Acquired = None,
+    bounds: Bounds = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    nodata: Nodata = None,
     anchor: Annotated[int, typer.Option(help="Which image the map lies on, counted from 0.")] = 0,
 ) -> None:
     """Write the map of a segmentation or of change, or the scores of a classification."""
     from a2mae_hub import inference, prediction
-    from a2mae_hub.cli import read
 
     inference.check_output(output, (".tif", ".tiff", ".csv"))
     loaded = prediction.load_task_checkpoint(checkpoint)

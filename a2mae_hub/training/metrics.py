@@ -110,8 +110,9 @@ def map_scores(task: str, counts: np.ndarray) -> dict[str, float]:
         }
     facts = {"y_true": rows, "y_pred": columns, "sample_weight": weights}
     of_second = {"iou": float(metrics.jaccard_score(zero_division=0, **facts))} if len(counts) == 2 else {}
-    return of_second | {
+    return {
         "mean_iou": float(metrics.jaccard_score(average="macro", zero_division=0, **facts)),
+        **of_second,
         "pixel_accuracy": float(metrics.accuracy_score(**facts)),
         "macro_f1": float(metrics.f1_score(average="macro", zero_division=0, **facts)),
     }
