@@ -55,7 +55,7 @@ format: .venv/.installed ## Sort imports and format the code
 	@$(BIN)/ruff format .
 
 bench: .venv/.installed ## Measure every figure that the README quotes
-	@for script in benchmarks/process.py benchmarks/encode.py benchmarks/pretrain_step.py benchmarks/stream.py benchmarks/build.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/process.py benchmarks/encode.py benchmarks/pretrain_step.py benchmarks/finetune.py benchmarks/stream.py benchmarks/build.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean: ## Remove what was built, drawn and cached; .venv stays
 	@rm -rf build dist $(OUT) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
