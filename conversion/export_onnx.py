@@ -110,7 +110,7 @@ def input_names(config: A2MAEConfig) -> tuple[str, ...]:
         "band_widths": mixes or not released,
         "ground_resolutions": True,
         "acquisition_times": not released,
-        "geographic_codes": True,
+        "geographic_codes": released or config.geographic_level > 0,
         "grid_shapes": released,
     }
     return tuple(name for name, is_read in reads.items() if is_read)

@@ -26,9 +26,10 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
         coordinate_layout: "summed" adds learned projections of ground position, scale, time, spectrum and place.
             "released" concatenates place bits and sine-cosines of the position at the ground resolution of
             each of `released_num_images` images, as the released network does.
-        geographic_level: Leading bits of each GeoSOT coordinate that the model sees, 1 to 32. 21 bits resolve one arc
-            second (31 m of latitude); finer bits are noise to learn by heart. Unused by the released layout, which
-            reads all 32.
+        geographic_level: Leading bits of each GeoSOT coordinate that the model sees, up to 32. 21 bits resolve one arc
+            second (31 m of latitude); finer bits are noise to learn by heart. 0 leaves the place out, as is right for
+            a model that has seen few places and is to serve everywhere. Unused by the released layout, which reads all
+            32.
         metadata_dropout: Probability with which pre-training hides each of place, time and scale of a set, so that a
             model also answers without them.
         mask_ratio: Share of the tokens of an image that is hidden in pre-training, in [0, 1). With 0 nothing is hidden,
@@ -164,8 +165,8 @@ class A2MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if not 0 <= self.metadata_dropout <= 1:
             raise ValueError(f"metadata_dropout={self.metadata_dropout} must be a probability, from 0 to 1.")
-        if not 1 <= self.geographic_level <= 32:
-            raise ValueError(f"geographic_level={self.geographic_level} must be a number of bits, from 1 to 32.")
+        if not 0 <= self.geographic_level <= 32:
+            raise ValueError(f"geographic_level={self.geographic_level} must be a number of bits, from 0 to 32.")
         if self.coordinate_layout == "released":
             width = self.hidden_size - GEOGRAPHIC_BITS
             if width <= 0 or width % (4 * self.released_num_images):

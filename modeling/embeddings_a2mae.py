@@ -268,7 +268,7 @@ class A2MAECoordinates(nn.Module):
         self.geographic_level = config.geographic_level
         self.position = nn.Linear(POSITION_FEATURES, width, bias=False)
         self.image = nn.Linear(IMAGE_FEATURES, width, bias=False)
-        self.place = nn.Linear(GEOGRAPHIC_BITS, width, bias=False)
+        self.place = nn.Linear(GEOGRAPHIC_BITS, width, bias=False) if config.geographic_level else None
         self.identity = nn.Linear(IDENTITY_FEATURES, width, bias=False) if tells_images_apart else None
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -283,7 +283,7 @@ class A2MAECoordinates(nn.Module):
                 self.patch_size,
             ).to(dtype)
         )
-        if "geographic_codes" in batch:
+        if self.place is not None and "geographic_codes" in batch:
             # Scaled to length one: two hundred bits would otherwise drown the patch at the start of training.
             bits = geographic_bits(batch["geographic_codes"], self.geographic_level)
             bits = bits * (8 * self.geographic_level) ** -0.5

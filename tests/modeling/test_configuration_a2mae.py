@@ -72,7 +72,7 @@ WRONG = {
     "nothing decoded": ({"decode_ratio": 0.0}, "decode_ratio=0.0 must be greater than 0"),
     "too much decoded": ({"decode_ratio": 1.5}, "decode_ratio=1.5 must be greater than 0 and at most 1"),
     "dropout": ({"metadata_dropout": 1.1}, "metadata_dropout=1.1 must be a probability"),
-    "no bits": ({"geographic_level": 0}, "geographic_level=0 must be a number of bits"),
+    "less than no bits": ({"geographic_level": -1}, "geographic_level=-1 must be a number of bits"),
     "too many bits": ({"geographic_level": 33}, "geographic_level=33 must be a number of bits"),
     "released width": (
         {"coordinate_layout": "released", "hidden_size": 192, "num_attention_heads": 3},

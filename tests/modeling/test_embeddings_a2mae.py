@@ -315,6 +315,13 @@ def test_finer_bits_than_the_level_do_not_change_the_place(two_sensors, tiny_mod
     assert not torch.equal(coordinates(elsewhere), coordinates(two_sensors))
 
 
+def test_without_bits_the_place_is_left_out(two_sensors, tiny_model):
+    coordinates = coordinates_of(tiny_model, geographic_level=0)
+    unknown = {**two_sensors, "geographic_codes": torch.full_like(two_sensors["geographic_codes"], -1)}
+    assert torch.equal(coordinates(two_sensors), coordinates(unknown))
+    assert not [name for name, _ in coordinates.named_parameters() if "place" in name]
+
+
 def test_only_the_decoder_tells_two_images_of_one_kind_apart(make_batch, tiny_config):
     batch = make_batch([{}, {}])
     of_encoder = A2MAECoordinates(tiny_config(), 16)(batch).unflatten(1, (2, 16))
