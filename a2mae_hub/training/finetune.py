@@ -35,6 +35,7 @@ from .label_files import CLASSIFICATION, REGRESSION
 from .labelled import LabelledData
 from .metrics import leading_score
 from .pretrain import config_fields, told_by_worker
+from .processes import check_divisible, share_batch
 from .task_batches import TaskCollator
 from .task_models import check_head, make_model, rescale, with_adapters
 from .task_trainer import TaskTrainer
@@ -257,9 +258,7 @@ def _check(settings: Mapping[str, Any], output: Path) -> None:
         raise ValueError(f"size={settings['size']}: maps are made on the pixels that images have; leave it out.")
     if isinstance(settings["class_weights"], str) and settings["class_weights"] != "balanced":
         raise ValueError(f"class_weights={settings['class_weights']!r} must be 'balanced' or one number per class.")
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if settings["batch_size"] % processes:
-        raise ValueError(f"batch_size={settings['batch_size']} must be a multiple of the {processes} processes.")
+    check_divisible(settings["batch_size"])
 
 
 def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -328,14 +327,7 @@ def _arguments(output: Path, settings: Mapping[str, Any], data: LabelledData, re
         report_to=report_to,
         disable_tqdm=not sys.stderr.isatty(),
     )
-    if arguments.n_gpu > 1:
-        raise ValueError(
-            f"{arguments.n_gpu} GPUs are visible to one process; start one for each with"
-            f" `torchrun --nproc_per_node {arguments.n_gpu} -m a2mae_hub.cli finetune …`, or show it one with"
-            " CUDA_VISIBLE_DEVICES=0."
-        )
-    each = settings["batch_size"] // arguments.world_size
-    arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = each
+    share_batch(arguments, settings["batch_size"], "finetune")
     return arguments
 
 

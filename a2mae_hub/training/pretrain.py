@@ -40,6 +40,7 @@ from a2mae_hub.stssd.stream import ImageSetStream, load
 from .augmentation import PretrainingCollator
 from .callbacks import ReconstructionFigures, SeedEveryStep, StopAtLostLoss
 from .order import EndlessSets
+from .processes import check_divisible, share_batch
 
 # As in MAE (He et al. 2022, table 8).
 _ADAM_BETAS = (0.9, 0.95)
@@ -269,16 +270,7 @@ def _check_arguments(
             raise ValueError(f"{name}={value} must be at least {least}.")
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate={learning_rate} must be greater than 0.")
-    processes = _num_processes()
-    if batch_size % processes:
-        raise ValueError(
-            f"batch_size={batch_size} cannot be divided among {processes} processes; give a multiple of {processes}."
-        )
-
-
-def _num_processes() -> int:
-    """Return how many processes torchrun or accelerate have started, as they tell each."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    check_divisible(batch_size)
 
 
 def streams_by_kind(path: str | os.PathLike[str], seed: int) -> Iterator[tuple[str, ImageSetStream]]:
@@ -402,18 +394,7 @@ def _training_arguments(output: Path, settings: dict[str, Any], save_steps: int,
         report_to=report_to,
         disable_tqdm=not sys.stderr.isatty(),
     )
-    if arguments.n_gpu > 1:
-        raise ValueError(
-            f"{arguments.n_gpu} GPUs are visible to one process; start one for each with"
-            f" `torchrun --nproc_per_node {arguments.n_gpu} -m a2mae_hub.cli pretrain …`, or show it one with"
-            " CUDA_VISIBLE_DEVICES=0."
-        )
-    if arguments.world_size != _num_processes():
-        raise ValueError(
-            f"{_num_processes()} processes were started, but torch cannot make them train together on this device;"
-            " start one."
-        )
-    arguments.per_device_train_batch_size = batch_size // arguments.world_size
+    share_batch(arguments, batch_size, "pretrain")
     return arguments
 
 

@@ -18,6 +18,7 @@ import shapely
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from a2mae_hub.landscape import Place, simulate_place
 from a2mae_hub.stssd import footprints
 from a2mae_hub.stssd.schema import SCHEMA, StoredImage, StoredSet, to_row
 
@@ -158,3 +159,9 @@ def remote() -> Iterator[type[RemoteFileSystem]]:
     RemoteFileSystem.requests.clear()
     yield RemoteFileSystem
     RemoteFileSystem.requests.clear()
+
+
+@pytest.fixture(scope="session")
+def place() -> Place:
+    """A simulated place of 480 m, for scenes that STAC items tell of."""
+    return simulate_place(7, extent=480.0)

@@ -10,7 +10,6 @@ import pystac
 import pytest
 
 from a2mae_hub import write_raster
-from a2mae_hub.landscape import simulate_place
 from a2mae_hub.stssd.stac import read_items, source_of_item, sources_of_items
 
 from .items import (
@@ -25,12 +24,6 @@ from .items import (
     source_of,
     write_bands,
 )
-
-
-@pytest.fixture(scope="module")
-def place():
-    return simulate_place(7, extent=480.0)
-
 
 # ----------------------------------------------------------------------------------------------------------- STAC 1.1
 

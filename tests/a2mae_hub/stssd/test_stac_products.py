@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from a2mae_hub import write_raster
-from a2mae_hub.landscape import simulate_place
 from a2mae_hub.stssd.stac import sources_of_items
 
 from .items import (
@@ -24,12 +23,6 @@ from .items import (
     source_of,
     write_bands,
 )
-
-
-@pytest.fixture(scope="module")
-def place():
-    return simulate_place(7, extent=480.0)
-
 
 # ------------------------------------------------------------------------------------------ Sentinel-2, Earth Search v1
 
