@@ -117,7 +117,7 @@ def window_of_bounds(grid: Grid, bounds: Sequence[float]) -> Window:
     # Far from an image its CRS may not hold, so only the part of the bounds around the image is projected.
     pad_x, pad_y = 0.01 * (extent[2] - extent[0]), 0.01 * (extent[3] - extent[1])
     near = _intersect(asked, (extent[0] - pad_x, extent[1] - pad_y, extent[2] + pad_x, extent[3] + pad_y))
-    window = _window(grid, near, _LONGITUDE_LATITUDE) if near[0] < near[2] and near[1] < near[3] else None
+    window = window_of_box(grid, near, _LONGITUDE_LATITUDE) if near[0] < near[2] and near[1] < near[3] else None
     if window is None:
         raise ValueError(
             f"the bounds {_text(asked)} lie outside the image, which covers {_text(extent)}; pass bounds within it."
@@ -170,7 +170,7 @@ def common_windows(grids: Sequence[Grid], names: Sequence[str], anchor: int) -> 
     east, north = edges[:, 2:].min(axis=0)
     windows = []
     for index, grid in enumerate(grids):
-        window = _window(grid, (west, south, east, north), crs) if index in boxes else grid.whole
+        window = window_of_box(grid, (west, south, east, north), crs) if index in boxes else grid.whole
         if window is None:
             raise _no_overlap(names[index], names[leader])
         windows.append(window)
@@ -184,17 +184,17 @@ def _no_overlap(one: str, other: str) -> ValueError:
     )
 
 
-def _edge_points(box: Box, source: CRS, target: CRS, near: float) -> tuple[np.ndarray, np.ndarray]:
+def _edge_points(box: Box, source: CRS | None, target: CRS | None, near: float) -> tuple[np.ndarray, np.ndarray]:
     """Return points along the sides of a box in another CRS; longitudes as one run without a jump, about `near`."""
     west, south, east, north = box
     along_x, along_y = np.linspace(west, east, _POINTS_PER_SIDE), np.linspace(south, north, _POINTS_PER_SIDE)
     xs = np.concatenate([along_x, along_x, np.full_like(along_y, west), np.full_like(along_y, east)])
     ys = np.concatenate([np.full_like(along_x, south), np.full_like(along_x, north), along_y, along_y])
-    if source != target:
+    if source is not None and target is not None and source != target:
         xs, ys = (np.asarray(values) for values in transform_points(source, target, xs, ys))
         if target.is_geographic:
             xs = xs[0] + (xs - xs[0] + 180) % 360 - 180
-    if target.is_geographic:
+    if target is not None and target.is_geographic:
         xs = xs + 360 * np.round((near - (xs.min() + xs.max()) / 2) / 360)
     return xs, ys
 
@@ -210,8 +210,14 @@ def _intersect(one: Box, other: Box) -> Box:
     return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
-def _window(grid: Grid, box: Box, crs: CRS) -> Window | None:
-    """Return the window of all pixels of a georeferenced grid that touch a box, or None where none does."""
+def window_of_box(grid: Grid, box: Box, crs: CRS | None) -> Window | None:
+    """Return the window of all pixels of a grid that touch a box, or None where none does.
+
+    Args:
+        grid: Pixels; without georeference where the box has none.
+        box: In units of `crs`, or as parts of the extent without georeference.
+        crs: Of the box.
+    """
     west, _, east, _ = grid.footprint
     xs, ys = _edge_points(box, crs, grid.crs, near=(west + east) / 2)
     columns, rows, _ = np.linalg.inv(grid.matrix) @ np.stack([xs, ys, np.ones_like(xs)])

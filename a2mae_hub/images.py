@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
@@ -101,3 +101,18 @@ class ImageSet:
     def __getitem__(self, index: int) -> Image:
         """Return one image."""
         return self.images[index]
+
+
+def cut_image(image: Image, rows: slice, columns: slice) -> Image:
+    """Return the pixels of some rows and columns of an image, at their place."""
+    transform, valid = image.transform, image.valid
+    if transform is not None:
+        a, b, c, d, e, f = tuple(transform)[:6]
+        row, column = rows.start, columns.start
+        transform = (a, b, a * column + b * row + c, d, e, d * column + e * row + f)
+    return replace(
+        image,
+        pixels=image.pixels[:, rows, columns],
+        valid=None if valid is None else valid[..., rows, columns],
+        transform=transform,
+    )

@@ -21,8 +21,9 @@ from .modeling.batch_a2mae import complete_batch
 from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.grids_a2mae import fuse_on_anchor_grid
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
-from .modeling.modeling_a2mae import A2MAEForPreTraining
+from .modeling.modeling_a2mae import A2MAEForPreTraining, A2MAEModel
 from .raster import write_raster
+from .whole_files import whole_file
 
 # Attention takes minutes beyond this on a few cores, and grows with the square.
 MAX_TOKENS = 32_768
@@ -188,10 +189,25 @@ def embed(checkpoint: Checkpoint, image_set: ImageSet) -> Features:
     Raises:
         ValueError: If the set is not what it says it is, or too large for one pass.
     """
-    config = checkpoint.model.config
-    inputs = prepare(checkpoint, image_set)
-    batch = complete_batch(config, **inputs)
-    encoded = checkpoint.model.a2mae(**inputs)
+    pooled, maps = feature_maps(checkpoint.model.a2mae, prepare(checkpoint, image_set))
+    anchor, config = image_set[image_set.anchor], checkpoint.model.config
+    transform = patch_grid_transform(anchor, maps.shape[2:], config.patch_size, checkpoint.processor.size)
+    return Features(pooled[0].cpu().numpy(), maps[0].cpu().numpy(), anchor.crs, transform)
+
+
+def feature_maps(model: A2MAEModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode a batch.
+
+    Args:
+        model: The encoder.
+        inputs: B sets, as the processor returns them.
+
+    Returns:
+        One vector per set, (B, D) float32; and (B, hidden_size, H, W) float32 on the patch grids of the anchors, all
+        images fused, NaN where no image has data and beyond the grid of a set.
+    """
+    batch = complete_batch(model.config, **inputs)
+    encoded = model(**inputs)
     # A constant beside the features tells the cells that no patch with data covers.
     tokens = torch.nn.functional.pad(encoded.last_hidden_state[:, 1:], (0, 1), value=1.0)
     fused = fuse_on_anchor_grid(
@@ -202,12 +218,9 @@ def embed(checkpoint: Checkpoint, image_set: ImageSet) -> Features:
         batch["ground_resolutions"],
         batch["anchor_ids"],
         batch["grid_shapes"],
-        config.patch_size,
-    )[0].float()
-    maps = fused[:-1].masked_fill(fused[-1:] < 0.5, float("nan"))
-    anchor = image_set[image_set.anchor]
-    transform = patch_grid_transform(anchor, maps.shape[1:], config.patch_size, checkpoint.processor.size)
-    return Features(encoded.pooler_output[0].float().cpu().numpy(), maps.cpu().numpy(), anchor.crs, transform)
+        model.config.patch_size,
+    ).float()
+    return encoded.pooler_output.float(), fused[:, :-1].masked_fill(fused[:, -1:] < 0.5, float("nan"))
 
 
 def patch_grid_transform(
@@ -287,7 +300,6 @@ def save_features(features: Features, image_set: ImageSet, path: str | os.PathLi
             path, features.maps, crs=features.crs, transform=features.transform, descriptions=names, nodata=float("nan")
         )
         return
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     arrays: dict[str, Any] = {
         "pooled": features.pooled,
         "maps": features.maps,
@@ -296,11 +308,8 @@ def save_features(features: Features, image_set: ImageSet, path: str | os.PathLi
         "sensors": [image.sensor for image in image_set],
         "acquired": [image.acquired.isoformat() if image.acquired else "" for image in image_set],
     }
-    try:
+    with whole_file(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _one_line(error: BaseException) -> str:

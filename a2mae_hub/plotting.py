@@ -6,7 +6,6 @@ without pyplot, so nothing global changes and no display is needed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from .images import Image, ImageSet
 from .modeling.sensors_a2mae import Sensor, get_sensor
+from .whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -357,10 +357,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write the figure under a temporary name, then move it into place, so that no half-written file is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=_DOTS_PER_INCH)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path

@@ -26,7 +26,7 @@ from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
 from .modeling.tasks_a2mae import A2MAEForChangeDetection, A2MAEForImageClassification, A2MAETaskModel
 from .raster import write_raster
-from .stssd.shards import write_atomically
+from .whole_files import write_atomically
 
 FINETUNING = "finetuning.json"
 """What a fine-tuned checkpoint says of its training."""

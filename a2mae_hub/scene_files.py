@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import rasterio
@@ -46,6 +46,17 @@ from .products import (
 
 PathLike = str | os.PathLike[str]
 Opener = Callable[[str], AbstractContextManager[rasterio.DatasetReader]]
+
+
+class Declarations(TypedDict, total=False):
+    """What a caller can declare of images, as `a2mae_hub.read_image_set` explains it; it wins over what files say."""
+
+    sensor: str | Sequence[str | None] | None
+    bands: Sequence[str] | Sequence[Sequence[str] | None] | None
+    acquired: Any
+    scale: float | Sequence[float] | None
+    offset: float | Sequence[float] | None
+    nodata: float | None
 
 
 @dataclass(frozen=True)

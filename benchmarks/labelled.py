@@ -56,14 +56,14 @@ SCORES = {
 }
 # Settings of `finetune` by task, and by mode within it.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "eurosat-rgb": {"all": {}, "full": {"epochs": 15}, "lora": {"epochs": 15}, "frozen": {"size": 128}},
-    "eurosat-multispectral": {"all": {"size": 128}, "full": {"epochs": 40}, "lora": {"epochs": 40}},
-    "hls-water": {"all": {}, "full": {"epochs": 40, "batch_size": 8}, "lora": {"epochs": 40, "batch_size": 8}},
-    "hls-worldcover": {"all": {}, "full": {"epochs": 40, "batch_size": 8}, "lora": {"epochs": 40, "batch_size": 8}},
+    "eurosat-rgb": {"all": {}, "full": {"epochs": 8}, "lora": {"epochs": 8}, "frozen": {"size": 128}},
+    "eurosat-multispectral": {"all": {"size": 128}, "full": {"epochs": 30}, "lora": {"epochs": 30}},
+    "hls-water": {"all": {}, "full": {"epochs": 20, "batch_size": 8}, "lora": {"epochs": 20, "batch_size": 8}},
+    "hls-worldcover": {"all": {}, "full": {"epochs": 20, "batch_size": 8}, "lora": {"epochs": 20, "batch_size": 8}},
     "bark-beetle": {
         "all": {"class_weights": "balanced"},
-        "full": {"epochs": 60, "batch_size": 8, "side": 8},
-        "lora": {"epochs": 60, "batch_size": 8, "side": 8},
+        "full": {"epochs": 40, "batch_size": 8, "side": 8},
+        "lora": {"epochs": 40, "batch_size": 8, "side": 8},
     },
 }
 METHODS = ("full", "frozen", "lora", "scratch", "boosted trees")

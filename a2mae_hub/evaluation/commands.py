@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ def evaluate(
     """Compare the frozen features of a checkpoint with what needs no training, by one fixed protocol."""
     _with_extra()
     from a2mae_hub.inference import check_output, load_checkpoint
+    from a2mae_hub.whole_files import whole_file
 
     from .protocol import evaluate as evaluate_checkpoint
     from .protocol import format_report
@@ -31,12 +31,8 @@ def evaluate(
     report = evaluate_checkpoint(load_checkpoint(checkpoint), tasks, tasks=task, progress=True)
     typer.echo(format_report(report))
     if output is not None:
-        temporary = output.with_name(f".{os.getpid()}.{output.name}")
-        try:
+        with whole_file(output) as temporary:
             temporary.write_text(json.dumps({**report, "recipe": str(recipe)}, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, output)
-        finally:
-            temporary.unlink(missing_ok=True)
         typer.echo(f"{output}: written.")
 
 

@@ -29,13 +29,14 @@ from tqdm import tqdm
 from a2mae_hub._version import __version__
 from a2mae_hub.modeling.sensors_a2mae import SENSORS, Sensor, register_sensor
 from a2mae_hub.scene_files import OpenRasters
+from a2mae_hub.whole_files import write_atomically
 
 from .assemble import assemble, set_name
 from .catalogue import CatalogueScene, open_collection
 from .recipe import Collection, Recipe
 from .sampling import Location, sample
 from .schema import FORMAT_VERSION, StoredImage
-from .shards import UNFINISHED, ShardWriter, write_atomically
+from .shards import UNFINISHED, ShardWriter
 
 REPORT = "build.json"
 SETS_PER_SHARD = 256

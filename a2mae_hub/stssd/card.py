@@ -16,10 +16,10 @@ from huggingface_hub import DatasetCardData
 
 from a2mae_hub.licences import hub_licence
 from a2mae_hub.modeling.sensors_a2mae import get_sensor
+from a2mae_hub.whole_files import write_atomically
 
 from .figures import plot_histograms, plot_inspection
 from .schema import FORMAT_VERSION, IMAGE_TYPE, PROVENANCES, SCHEMA
-from .shards import write_atomically
 from .statistics import Statistics, inspect
 
 MARK = "<!-- Written by a2mae-hub (`a2mae stssd card`), which replaces this file when it is asked to again. -->"

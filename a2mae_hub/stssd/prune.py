@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from a2mae_hub.modeling.image_inputs_a2mae import is_whole
+from a2mae_hub.whole_files import sync_folder, write_atomically
 
 from .clusters import choose, comparable, find_clusters, near_duplicates, water_fill
 from .features import checkpoint_features, heterogeneity, spectral_statistics
@@ -40,8 +41,6 @@ from .shards import (
     open_shards,
     root_of,
     row_groups,
-    sync_folder,
-    write_atomically,
 )
 
 

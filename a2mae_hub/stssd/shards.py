@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub.errors import HfHubHTTPError
+
+from a2mae_hub.whole_files import naming, sync_folder
 
 from .schema import BINARY_FIELDS, FORMAT_VERSION, SCHEMA, VERSION_KEY, StoredSet, to_row
 
@@ -118,7 +119,7 @@ class ShardWriter:
         self._gather()
         if self._waiting:
             table = pa.concat_tables(self._waiting).combine_chunks()
-            with _naming(self.path):
+            with naming(self.path):
                 self._writer.write_table(table, row_group_size=len(table))
         self._waiting, self._bytes = [], 0
 
@@ -129,7 +130,7 @@ class ShardWriter:
         try:
             if kind is None:
                 self._flush()
-                with _naming(self.path):
+                with naming(self.path):
                     self._writer.close()
                     self._file.flush()
                     os.fsync(self._file.fileno())
@@ -149,40 +150,6 @@ class ShardWriter:
             # What the buffer still holds has no room on the disk; the error that led here says so.
             pass
         self._temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Have an error of the disk say which file it met: where there is no room left, the system does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, and rename it when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _naming(path), open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @lru_cache(maxsize=8)

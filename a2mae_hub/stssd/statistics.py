@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from a2mae_hub.images import Image
 from a2mae_hub.modeling.sensors_a2mae import SENSORS, Band, Sensor, get_sensor
+from a2mae_hub.whole_files import write_atomically
 
 from .features import scale_and_offset
 from .schema import SCHEMA, StoredImage, StoredSet, decode, from_row
-from .shards import find_shards, open_shards, root_of, row_groups, write_atomically
+from .shards import find_shards, open_shards, root_of, row_groups
 
 # Steps of 0.002 over the range of reflectance.
 _BINS = 1100

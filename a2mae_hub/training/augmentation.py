@@ -1,7 +1,8 @@
 """From streamed examples to the batches of pre-training: what differs from one epoch, and one view, to the next.
 
 A view of an image set is a part of its images, of its bands and of its ground, magnified up to twice, turned and
-mirrored as a whole (pixels and positions alike), a little brighter or darker. Everything is drawn from the seed that
+mirrored as a whole (pixels and positions alike), away from the origin of positions as if it were a part of a larger
+scene, a little brighter or darker. Everything is drawn from the seed that
 the stream gives each example, so a batch depends neither on workers nor on processes, and a resumed run sees what an
 uninterrupted one would.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from a2mae_hub.images import Image
+from a2mae_hub.images import Image, cut_image
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor, resample
 from a2mae_hub.stssd.schema import StoredSet, from_row
 
@@ -25,6 +26,9 @@ _SMALLEST_PART = 0.6
 # Most a view is magnified: patches then span half as many metres, and the model learns finer detail than it has pixels
 # to a patch for. Drawn evenly on a logarithmic scale from 1 on.
 _LARGEST_ZOOM = 2.0
+# Farthest from the origin of positions that a view lies, in patches north or south and east or west: a scene of 40
+# patches a side then shows no position that the model has not seen.
+_FARTHEST = 16.0
 # Deviations of gain and offset (in standardised units) between views: what haze and calibration do to a scene.
 _GAIN, _OFFSET = 0.1, 0.1
 # Share of the views that see all bands, and of those that see the visible ones only; the rest sees at least half.
@@ -81,6 +85,7 @@ class PretrainingCollator:
         batch = dict(self.processor(views, return_tensors="np"))
         if self.augment:
             turn_patches(batch, [int(generator.integers(8)) for generator in generators], self.processor.patch_size)
+            _move(batch, generators, self.processor.patch_size)
             _brighten(batch, generators)
         batch["noise"] = _noise(batch, generators)
         if self.views > 1:
@@ -155,21 +160,6 @@ def _part(image: Image, bands: Sequence[int], share: float, corner: np.ndarray, 
     return part if zoom == 1 else _magnified(part, (sizes[0], sizes[1]))
 
 
-def cut_image(image: Image, rows: slice, columns: slice) -> Image:
-    """Return the pixels of some rows and columns of an image, at their place."""
-    transform, valid = image.transform, image.valid
-    if transform is not None:
-        a, b, c, d, e, f = tuple(transform)[:6]
-        row, column = rows.start, columns.start
-        transform = (a, b, a * column + b * row + c, d, e, d * column + e * row + f)
-    return replace(
-        image,
-        pixels=image.pixels[:, rows, columns],
-        valid=None if valid is None else valid[..., rows, columns],
-        transform=transform,
-    )
-
-
 def _magnified(image: Image, size: tuple[int, int]) -> Image:
     """Return an image of the same ground in more pixels, bilinear between those that have data."""
     pixels = image.pixels.astype(np.float32)
@@ -225,6 +215,14 @@ def turn_patches(batch: dict[str, np.ndarray], turns: Sequence[int], patch_size:
         # Rows run south: where they swap with columns, what was east is south.
         north, east = (-east, -north) if turn & 4 else (north, east)
         batch["patch_positions"][index] = np.stack([north, east], axis=-1)
+
+
+def _move(batch: dict[str, np.ndarray], generators: Sequence[np.random.Generator], patch_size: int) -> None:
+    """Move every set of a batch as a whole away from the origin of positions, in place."""
+    metres = batch["ground_resolutions"].max(axis=1) * patch_size
+    counts = batch["grid_shapes"].prod(-1).sum(-1).tolist()
+    for positions, count, side, generator in zip(batch["patch_positions"], counts, metres, generators, strict=True):
+        positions[:count] += side * generator.uniform(-_FARTHEST, _FARTHEST, 2)
 
 
 def _brighten(batch: dict[str, np.ndarray], generators: Sequence[np.random.Generator]) -> None:

@@ -26,7 +26,7 @@ from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAETaskModel
 from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
-from a2mae_hub.stssd.shards import write_atomically
+from a2mae_hub.whole_files import write_atomically
 
 from .callbacks import SeedEveryStep
 from .finetuned_card import write_card

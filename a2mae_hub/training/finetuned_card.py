@@ -12,7 +12,7 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 
 from a2mae_hub.model_cards import model_card, shown_name
-from a2mae_hub.stssd.shards import write_atomically
+from a2mae_hub.whole_files import write_atomically
 
 _RESULTS = "results.json"
 _PIPELINES = {"classification": "image-classification", "segmentation": "image-segmentation"}

@@ -34,8 +34,9 @@ from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining
 from a2mae_hub.stssd.schema import StoredSet, from_row
-from a2mae_hub.stssd.shards import find_shards, open_shards, write_atomically
+from a2mae_hub.stssd.shards import find_shards, open_shards
 from a2mae_hub.stssd.stream import ImageSetStream, load
+from a2mae_hub.whole_files import write_atomically
 
 from .augmentation import PretrainingCollator
 from .callbacks import ReconstructionFigures, SeedEveryStep, StopAtLostLoss

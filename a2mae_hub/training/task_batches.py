@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from a2mae_hub.images import ImageSet
+from a2mae_hub.images import ImageSet, cut_image
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 
-from .augmentation import cut_image, turn_patches
+from .augmentation import turn_patches
 from .label_files import IGNORED
 from .labelled import LabelledSet
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from a2mae_hub.stssd import load, shards
 from a2mae_hub.stssd.schema import SCHEMA, VERSION_KEY, to_row
-from a2mae_hub.stssd.shards import ShardWriter, find_shards, open_shard, write_atomically
+from a2mae_hub.stssd.shards import ShardWriter, find_shards, open_shard
+from a2mae_hub.whole_files import write_atomically
 
 LOCAL = fsspec.filesystem("file")
 
@@ -83,7 +84,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path, writer):
         from pathlib import Path
         import numpy as np
         from a2mae_hub.stssd.schema import StoredImage, StoredSet
-        from a2mae_hub.stssd.shards import ShardWriter, write_atomically
+        from a2mae_hub.stssd.shards import ShardWriter
+        from a2mae_hub.whole_files import write_atomically
 
         path = Path(sys.argv[1])
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -58,6 +58,19 @@ def picture(batch: dict, index: int = 0) -> np.ndarray:
     return whole
 
 
+def test_a_view_lies_anywhere_in_a_larger_scene(processor: A2MAEImageProcessor) -> None:
+    """Moved as a whole: distances between patches stay, and of many sets no two have their origin at one place."""
+    batch = PretrainingCollator(processor)(examples(*[image_set(number, image(number)) for number in range(8)]))
+    centres = []
+    for index, shape in enumerate(batch["grid_shapes"].numpy()[:, 0]):
+        positions = batch["patch_positions"][index, : shape.prod()].numpy()
+        side = batch["ground_resolutions"][index, 0].item() * PATCH
+        np.testing.assert_allclose(np.ptp(positions, axis=0).sum(), (shape - 1).sum() * side, rtol=1e-4)
+        centres.append(positions.mean(0) / side)
+    assert len(np.unique(np.round(centres, 3), axis=0)) == 8
+    assert 4 < np.abs(centres).max() <= 16.5
+
+
 TURNS = {
     0: lambda x: x,
     1: lambda x: x[:, :, ::-1],

@@ -1,0 +1,96 @@
+"""The blocks of an output that is not finished: one file each, in a folder beside it.
+
+A run that is stopped, killed or out of disk leaves its blocks there, and the same call goes on from them. The output
+itself appears when all blocks are there, whole, and then the folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from a2mae_hub.whole_files import naming, whole_file, write_atomically
+
+from .tiling import Block
+
+SUFFIX = ".unfinished"
+"""What the name of the folder has more than that of the output."""
+
+_SETTINGS, _FAILURES = "settings.json", "failures.json"
+
+
+class Work:
+    """Blocks of one output.
+
+    Args:
+        output: The file or folder that is to be written.
+        settings: What the blocks depend on; compared with those of blocks that are there.
+
+    Attributes:
+        folder: Where the blocks are.
+
+    Raises:
+        ValueError: If there are blocks of other settings; says which differ.
+        OSError: If nothing can be written beside the output.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = output.with_name(output.name + SUFFIX)
+        wanted = json.loads(json.dumps(dict(settings)))
+        path = self.folder / _SETTINGS
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in wanted if found.get(key) != wanted[key]]
+            if differing:
+                key = differing[0]
+                raise ValueError(
+                    f"{self.folder}: holds an unfinished run with another {key} ({_short(found.get(key))}, not"
+                    f" {_short(wanted[key])}); repeat that call to finish it, or delete the folder."
+                )
+        else:
+            self.folder.mkdir(exist_ok=True)
+            write_atomically(path, json.dumps(wanted))
+
+    def done(self, blocks: Sequence[Block]) -> set[Block]:
+        """Return which blocks are there."""
+        names = {path.name for path in self.folder.iterdir()}
+        return {block for block in blocks if self._path(block).name in names}
+
+    def save(self, block: Block, values: np.ndarray) -> None:
+        """Keep a block."""
+        path = self._path(block)
+        with naming(path), whole_file(path) as temporary:
+            np.save(temporary, values)
+
+    def load(self, block: Block) -> np.ndarray:
+        """Return a block."""
+        return np.load(self._path(block))
+
+    def failures(self) -> list[str]:
+        """Return what was reported."""
+        path = self.folder / _FAILURES
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def report(self, failures: Sequence[str]) -> None:
+        """Keep what could not be done, beside what a run before this one reported."""
+        if failures:
+            write_atomically(self.folder / _FAILURES, json.dumps(list(dict.fromkeys(failures))))
+
+    def finish(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, block: Block) -> Path:
+        """Return the file of a block."""
+        return self.folder / f"{block[0]:05d}-{block[1]:05d}.npy"
+
+
+def _short(value: Any) -> str:
+    """Return a setting as text that fits a sentence."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
