@@ -18,6 +18,7 @@ from .image_options import (
     Anchor,
     BandNames,
     Bounds,
+    CheckpointName,
     Nodata,
     Offset,
     Paths,
@@ -26,6 +27,7 @@ from .image_options import (
     Size,
     read,
 )
+from .scene.commands import embed, similar
 from .stssd.commands import app as stssd_app
 from .training.commands import pretrain
 from .training.finetune_commands import finetune, predict
@@ -42,45 +44,17 @@ app.add_typer(export_app, name="export")
 app.command()(pretrain)
 app.command()(finetune)
 app.command()(predict)
+app.command()(embed)
+app.command()(similar)
 app.command()(evaluate)
 app.command()(push)
 app.command("list")(list_checkpoints)
 stssd_app.command("push")(push_data)
 
-CheckpointName = Annotated[
-    str | None,
-    typer.Option("--checkpoint", "-c", help="Folder, a2mae-nano, or id on the Hugging Face Hub; left out, a2mae-nano."),
-]
-
 # Arguments of the Python functions, as errors name them, that are options here.
-_ARGUMENT = re.compile(r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor)=(?!None)")
-
-
-@app.command()
-def embed(
-    paths: Paths,
-    output: Annotated[Path, typer.Option("--output", "-o", help="features.npz, or features.tif for the map alone.")],
-    checkpoint: CheckpointName = None,
-    sensor: SensorName = None,
-    bands: BandNames = None,
-    acquired: Acquired = None,
-    bounds: Bounds = None,
-    scale: Scale = None,
-    offset: Offset = None,
-    nodata: Nodata = None,
-    size: Size = None,
-    anchor: Anchor = 0,
-) -> None:
-    """Write the features of an image set."""
-    from . import inference
-
-    inference.check_output(output, inference.FEATURE_SUFFIXES)
-    image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
-    loaded = inference.load_checkpoint(checkpoint, size=size)
-    features = inference.embed(loaded, image_set)
-    inference.save_features(features, image_set, output)
-    channels, rows, columns = features.maps.shape
-    typer.echo(f"{output}: {channels} features on {rows} × {columns} patches, from {len(image_set)} images.")
+_ARGUMENT = re.compile(
+    r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor|window|overlap)=(?!None)"
+)
 
 
 @app.command()

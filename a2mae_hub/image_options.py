@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .images import ImageSet
 
+if TYPE_CHECKING:
+    from .grids import Box
+    from .scene_files import Declarations
+
+# Failures that are told one by one.
+_MOST_FAILURES = 3
+
 Paths = Annotated[
     list[str],
     typer.Argument(help="Rasters, or folders of rasters, of one place: anything GDAL opens.", show_default=False),
+]
+CheckpointName = Annotated[
+    str | None,
+    typer.Option("--checkpoint", "-c", help="Folder, a2mae-nano, or id on the Hugging Face Hub; left out, a2mae-nano."),
 ]
 SensorName = Annotated[str | None, typer.Option(help="Sensor of the images, where the files do not say.")]
 BandNames = Annotated[str | None, typer.Option(help="Bands in file order, comma separated, for example B02,B03,B04.")]
@@ -20,6 +34,12 @@ Scale = Annotated[float | None, typer.Option(help="Factor from stored number to 
 Offset = Annotated[float | None, typer.Option(help="Offset from stored number to physical value.")]
 Nodata = Annotated[float | None, typer.Option(help="Stored number that means no data.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Resample every image to this many rows and columns.")]
+WindowSize = Annotated[
+    int | None, typer.Option(min=1, help="Pixels along a side of a window of a scene; left out, 16 patches.")
+]
+Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; left out, a quarter of one.")]
+PrecisionName = Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 computes in half precision.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; left out, a GPU where there is one.")]
 Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
 
 
@@ -37,22 +57,58 @@ def read(
     """Read the image set that the options of a command describe."""
     from .raster import read_image_set
 
-    box = None
-    if bounds is not None:
-        try:
-            west, south, east, north = (float(part) for part in bounds.split(","))
-        except ValueError:
-            raise ValueError(f"--bounds {bounds}: give west,south,east,north in degrees, four numbers.") from None
-        box = (west, south, east, north)
+    declared = declarations(sensor, bands, acquired, scale, offset, nodata)
+    return read_image_set(paths, bounds=box_of(bounds), anchor=anchor, **declared)
+
+
+def declarations(
+    sensor: str | None,
+    bands: str | None,
+    acquired: str | None,
+    scale: float | None,
+    offset: float | None,
+    nodata: float | None,
+) -> Declarations:
+    """Return what the options declare of images."""
     names = [name.strip() for name in bands.split(",")] if bands is not None else None
-    return read_image_set(
-        paths,
-        sensor=sensor,
-        bands=names,
-        acquired=acquired,
-        bounds=box,
-        scale=scale,
-        offset=offset,
-        nodata=nodata,
-        anchor=anchor,
-    )
+    return {
+        "sensor": sensor,
+        "bands": names,
+        "acquired": acquired,
+        "scale": scale,
+        "offset": offset,
+        "nodata": nodata,
+    }
+
+
+def box_of(bounds: str | None) -> Box | None:
+    """Return the box of `--bounds`."""
+    if bounds is None:
+        return None
+    try:
+        west, south, east, north = (float(part) for part in bounds.split(","))
+    except ValueError:
+        raise ValueError(f"--bounds {bounds}: give west,south,east,north in degrees, four numbers.") from None
+    return west, south, east, north
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Say, when the user stops a command, that it can go on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from .scene.work import SUFFIX
+
+        folder = output.with_name(output.name + SUFFIX)
+        kept = f"; what is done is kept in {folder}, and the same command goes on from it" if folder.exists() else ""
+        typer.echo(f"a2mae: stopped{kept}.", err=True)
+        raise typer.Exit(130) from None
+
+
+def show_failures(failures: Sequence[str]) -> None:
+    """Say which windows of a scene are missing, the first few of them in full."""
+    for failure in failures[:_MOST_FAILURES]:
+        typer.echo(f"a2mae: {failure}", err=True)
+    if failures:
+        typer.echo(f"a2mae: {len(failures)} windows could not be answered and are no data.", err=True)

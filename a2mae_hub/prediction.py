@@ -1,6 +1,7 @@
 """What a fine-tuned checkpoint says of scenes: maps of classes, or scores of classes.
 
-A scene is read, encoded and answered in one pass; what does not fit one is refused.
+What is read into memory here is answered in one pass, and what does not fit one is refused; `a2mae_hub.scene` makes
+maps of scenes of any size.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .images import ImageSet
 from .modeling import tasks_a2mae
 from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
-from .modeling.tasks_a2mae import A2MAEForChangeDetection, A2MAEForImageClassification, A2MAETaskModel
-from .raster import write_raster
+from .modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
+from .scene_files import Scene
 from .whole_files import write_atomically
 
 FINETUNING = "finetuning.json"
@@ -103,6 +104,15 @@ def inputs_of(image_sets: Iterable[ImageSet]) -> dict[str, list[str]]:
     return found
 
 
+def inputs_of_scenes(scenes: Iterable[Scene]) -> dict[str, list[str]]:
+    """Return the bands of each sensor that scenes have, in their order."""
+    found: dict[str, list[str]] = {}
+    for scene in scenes:
+        bands = found.setdefault(scene.sensor.name, [])
+        bands += [layer.name for layer in scene.layers if layer.name not in bands]
+    return found
+
+
 def differing_inputs(known: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]]) -> list[str]:
     """Say what of its sensors and bands a checkpoint is not given, and what it is given besides.
 
@@ -172,33 +182,6 @@ def predict_scores(checkpoint: TaskCheckpoint, image_set: ImageSet) -> np.ndarra
 def _prepare(checkpoint: TaskCheckpoint, image_set: ImageSet) -> dict[str, torch.Tensor]:
     """Turn an image set into a batch of one, or refuse what one pass cannot take."""
     return inference.prepare(cast(Any, checkpoint), image_set)
-
-
-def save_map(
-    checkpoint: TaskCheckpoint, classes: np.ndarray, image_set: ImageSet, path: str | os.PathLike[str]
-) -> None:
-    """Write a map as a GeoTIFF with a colour table, and the names of the classes as tags `class_<number>`.
-
-    Args:
-        checkpoint: What made the map.
-        classes: As `predict_map` returns them.
-        image_set: The images that it was made from; the map lies on the pixels of the anchor.
-        path: Where to write.
-
-    Raises:
-        ValueError: If it cannot be written.
-    """
-    names = checkpoint.classes
-    is_change = isinstance(checkpoint.model, A2MAEForChangeDetection)
-    write_raster(
-        path,
-        classes,
-        like=image_set[image_set.anchor],
-        descriptions=["change" if is_change else "class"],
-        nodata=NO_CLASS,
-        tags={f"class_{number}": name for number, name in enumerate(names)},
-        colours=dict(enumerate(class_colours(len(names), is_change))),
-    )
 
 
 def class_colours(count: int, is_change: bool = False) -> list[tuple[int, int, int]]:

@@ -63,6 +63,9 @@ def fuse_on_anchor_grid(
     Returns:
         (B, D, H, W), zero beyond the anchor's grid and where no image has data.
     """
+    if grid_shapes.shape[1] == 1:
+        kept = tokens if attention_mask is None else tokens * attention_mask[..., None]
+        return fold_tokens(kept, grid_shapes)[0][:, 0]
     sets = torch.arange(tokens.shape[0], device=tokens.device)
     _, token_ids = fold_tokens(tokens[..., :1], grid_shapes)
     cell_ids = token_ids[sets, anchor_ids]

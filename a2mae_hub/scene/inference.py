@@ -56,6 +56,8 @@ class SceneReport:
         output: What was written.
         rows: Of the output, in patches of features or pixels of a map.
         columns: Likewise.
+        channels: Features a patch, or 1.
+        images: That it was made from.
         windows: That were answered in this run; those of blocks that a run before this one left are not among them.
         failures: One sentence for every window that could not be read or is not what it says it is; it is no data in
             the output, but for what its neighbours say.
@@ -65,6 +67,8 @@ class SceneReport:
     output: Path
     rows: int
     columns: int
+    channels: int
+    images: int
     windows: int
     failures: list[str]
     seconds: float
@@ -212,6 +216,12 @@ class _Job:
             raise ValueError(f"anchor={anchor} is no image: {len(scenes)} found, so it is from 0 to {len(scenes) - 1}.")
         self.scenes, self.anchor, self.checkpoint = scenes, anchor, checkpoint
         grid, self.source = scenes[anchor].grid, scenes[anchor].source
+        placed = [scene.grid.crs is not None for scene in scenes]
+        if any(placed) and not all(placed):
+            stray = scenes[placed.index(False)].source
+            raise ValueError(
+                f"{stray}: has no georeference, but other images have; give it one (gdal_edit), or leave it out."
+            )
         for scene in scenes:
             if window_of_box(scene.grid, grid.footprint, grid.crs) is None:
                 raise ValueError(f"{scene.source} and {self.source} do not overlap; name images of one place.")
@@ -301,7 +311,16 @@ class _Job:
             write_output(path, self._blocks(work, layout, scale), layout, work.folder)
             failures = work.failures()
         work.finish()
-        return SceneReport(path, layout.rows, layout.columns, steps.prepared, failures, time.perf_counter() - started)
+        return SceneReport(
+            path,
+            layout.rows,
+            layout.columns,
+            layout.channels,
+            len(self.scenes),
+            steps.prepared,
+            failures,
+            time.perf_counter() - started,
+        )
 
     def _blocks(self, work: Work, layout: Layout, scale: int) -> Blocks:
         """Return what gives the finished blocks, cut where the scene ends."""

@@ -24,6 +24,8 @@ from rasterio.windows import Window
 from a2mae_hub.scene_files import no_georeference_warning, one_line
 from a2mae_hub.whole_files import naming, whole_file
 
+from .tiling import TILE
+
 Blocks = Callable[[], Iterator[tuple[int, int, np.ndarray]]]
 """Gives column and row of the first value of every block, and its values (channels, height, width)."""
 
@@ -32,8 +34,8 @@ FEATURE_SUFFIXES = (*COG_SUFFIXES, ".zarr", ".parquet")
 MAP_SUFFIXES = (*COG_SUFFIXES, ".zarr")
 # int8 keeps one value for "no data".
 _INT8_NODATA, _INT8_LARGEST = -128, 127
-# Side of the tiles of a GeoTIFF: of classes one is 256 KiB, of 128 features in half precision 4 MiB.
-_CLASS_TILE, _FEATURE_TILE = 512, 128
+# Side of the tiles of a GeoTIFF of classes; of 128 features in half precision a tile of `TILE` has 4 MiB.
+_CLASS_TILE = 512
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _quantised(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _write_cog(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray | None, work: Path) -> None:
-    """Write a cloud-optimised GeoTIFF, with overviews and the tiles of all channels together."""
+    """Write a cloud-optimised GeoTIFF, with the tiles of all channels together, and overviews of classes."""
     is_classes = layout.dtype == "uint8"
     nodata = _INT8_NODATA if scales is not None else layout.nodata
     whole = work / "whole.tif"
@@ -138,8 +140,8 @@ def _write_cog(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray | 
         "transform": None if layout.transform is None else Affine(*layout.transform),
         "nodata": nodata,
         "tiled": True,
-        "blockxsize": layout.block if not is_classes else 256,
-        "blockysize": layout.block if not is_classes else 256,
+        "blockxsize": _CLASS_TILE if is_classes else TILE,
+        "blockysize": _CLASS_TILE if is_classes else TILE,
         "interleave": "pixel",
         "photometric": "PALETTE" if layout.colours else "MINISBLACK",
         "bigtiff": "IF_SAFER",
@@ -162,10 +164,12 @@ def _write_cog(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray | 
                 dataset.update_tags(**layout.tags)
             with whole_file(path) as temporary:
                 options: dict[str, Any] = {
-                    "BLOCKSIZE": _CLASS_TILE if is_classes else _FEATURE_TILE,
+                    "BLOCKSIZE": _CLASS_TILE if is_classes else TILE,
                     "COMPRESS": "DEFLATE" if is_classes else "ZSTD",
                     "LEVEL": 6 if is_classes else 1,
-                    "OVERVIEW_RESAMPLING": "MODE" if is_classes else "AVERAGE",
+                    # Features have one value a patch: overviews of so many channels take longer than all the rest.
+                    "OVERVIEWS": "AUTO" if is_classes else "NONE",
+                    "OVERVIEW_RESAMPLING": "MODE",
                     "BIGTIFF": "IF_SAFER",
                     "NUM_THREADS": "ALL_CPUS",
                     **({"NBITS": 16} if layout.dtype == "float16" else {}),
@@ -200,7 +204,12 @@ def _write_zarr(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray |
             if scales is not None:
                 attributes["_FillValue"] = _INT8_NODATA
             elif is_classes:
-                attributes |= {"_FillValue": layout.nodata, "flag_values": list(range(len(layout.tags)))}
+                names = [name for tag, name in layout.tags.items() if tag.startswith("class_")]
+                attributes |= {
+                    "_FillValue": layout.nodata,
+                    "flag_values": list(range(len(names))),
+                    "flag_meanings": " ".join("_".join(name.split()) for name in names),
+                }
             array = group.create_array(
                 name,
                 shape=shape,

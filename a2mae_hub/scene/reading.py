@@ -39,20 +39,11 @@ class WindowReader:
 
     Attributes:
         failures: One sentence for every window that could not be read.
-
-    Raises:
-        ValueError: If some images have a georeference and others have none.
     """
 
     def __init__(
         self, scenes: Sequence[Scene], anchor: int, area: Window, cell: int, *, pad: bool = False, fewest: int = 1
     ) -> None:
-        placed = [scene.grid.crs is not None for scene in scenes]
-        if any(placed) and not all(placed):
-            stray = scenes[placed.index(False)].source
-            raise ValueError(
-                f"{stray}: has no georeference, but other images have; give it one (gdal_edit), or leave it out."
-            )
         self.failures: list[str] = []
         self._scenes, self._anchor, self._area, self._cell = scenes, anchor, area, cell
         self._pad, self._fewest = pad, fewest
@@ -122,10 +113,12 @@ class WindowReader:
         around = _around([window for window in windows if window is not None])
         if around is None:
             return [None] * len(windows)
-        try:
-            whole = read_scene(scene, around, opener)
-        except ValueError:
-            return [None if window is None else _read_or_say(scene, window, opener) for window in windows]
+        # In an environment of rasterio, what GDAL warns of goes to the log; threads have none of their own.
+        with rasterio.Env():
+            try:
+                whole = read_scene(scene, around, opener)
+            except ValueError:
+                return [None if window is None else _read_or_say(scene, window, opener) for window in windows]
         return [None if window is None else _cut(whole, around, window) for window in windows]
 
 

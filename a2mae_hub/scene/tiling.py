@@ -17,10 +17,8 @@ from a2mae_hub.grids import Window
 Block = tuple[int, int]
 """Row and column of a block among the blocks."""
 
-# Blocks are whole tiles of a GeoTIFF, whose sides are multiples of this.
-_TIFF_UNIT = 16
-# Side of a block in cells at least; larger ones hold fewer edges, and more memory.
-_SMALLEST_BLOCK = 96
+# Sides of blocks are multiples of this many cells, so that one is a whole number of tiles of the output.
+TILE = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Tiling:
     @property
     def block(self) -> int:
         """Side of a block."""
-        return max(_SMALLEST_BLOCK, -(-2 * self.window // _TIFF_UNIT) * _TIFF_UNIT)
+        return -(-2 * self.window // TILE) * TILE
 
     def blocks(self) -> list[Block]:
         """Return the blocks, row by row."""

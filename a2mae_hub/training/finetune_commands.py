@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from a2mae_hub.image_options import Acquired, BandNames, Bounds, Nodata, Offset, Scale, SensorName, read
+from a2mae_hub.image_options import (
+    Acquired,
+    BandNames,
+    Bounds,
+    Device,
+    Nodata,
+    Offset,
+    Overlap,
+    PrecisionName,
+    Scale,
+    SensorName,
+    WindowSize,
+    box_of,
+    declarations,
+    read,
+    resumable,
+    show_failures,
+)
 
 
 def finetune(
@@ -132,28 +151,56 @@ def predict(
     offset: Offset = None,
     nodata: Nodata = None,
     anchor: Annotated[int, typer.Option(help="Which image the map lies on, counted from 0.")] = 0,
+    window: WindowSize = None,
+    overlap: Overlap = None,
+    precision: PrecisionName = "float32",
+    device: Device = None,
 ) -> None:
-    """Write the map of a segmentation or of change, or the scores of a classification."""
+    """Write the map of a segmentation or of change of a scene of any size, or the scores of a classification."""
     from a2mae_hub import inference, prediction
+    from a2mae_hub.scene import outputs, predict_scene
+    from a2mae_hub.scene_files import open_scenes
 
-    inference.check_output(output, (".tif", ".tiff", ".csv"))
+    inference.check_output(output, (*outputs.MAP_SUFFIXES, ".csv"))
     loaded = prediction.load_task_checkpoint(checkpoint)
-    is_table = output.suffix.lower() == ".csv"
-    groups = [[scene] for scene in scenes] if is_table else [scenes]
+    if output.suffix.lower() != ".csv":
+        declared = declarations(sensor, bands, acquired, scale, offset, nodata)
+        images = open_scenes(scenes, **declared)
+        _tell(prediction.differing_inputs(loaded.inputs, prediction.inputs_of_scenes(images)))
+        with resumable(output):
+            report = predict_scene(
+                loaded,
+                scenes,
+                output,
+                bounds=box_of(bounds),
+                anchor=anchor,
+                window=window,
+                overlap=overlap,
+                precision=precision,
+                device=device,
+                progress=sys.stderr.isatty(),
+                **declared,
+            )
+        show_failures(report.failures)
+        typer.echo(
+            f"{output}: {len(loaded.classes)} classes on {report.rows} × {report.columns} pixels, from {report.images}"
+            " images."
+        )
+        return
     answers, notes = [], []
-    for group in groups:
-        image_set = read(group, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
+    for scene in scenes:
+        image_set = read([scene], sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
         notes += prediction.differing_inputs(loaded.inputs, prediction.inputs_of([image_set]))
-        answers.append((prediction.predict_scores if is_table else prediction.predict_map)(loaded, image_set))
+        answers.append(prediction.predict_scores(loaded, image_set))
+    _tell(notes)
+    prediction.save_scores(loaded, scenes, answers, output)
+    typer.echo(f"{output}: {len(scenes)} scenes, {len(loaded.classes)} columns of scores.")
+
+
+def _tell(notes: Sequence[str]) -> None:
+    """Print notes on the inputs, each once."""
     for note in dict.fromkeys(notes):
         typer.echo(f"a2mae: {note}", err=True)
-    if is_table:
-        prediction.save_scores(loaded, scenes, answers, output)
-        typer.echo(f"{output}: {len(scenes)} scenes, {len(loaded.classes)} columns of scores.")
-        return
-    prediction.save_map(loaded, answers[0], image_set, output)
-    rows, columns = answers[0].shape
-    typer.echo(f"{output}: {len(loaded.classes)} classes on {rows} × {columns} pixels, from {len(image_set)} images.")
 
 
 def _texts(option: str | None) -> list[str] | None:

@@ -123,7 +123,7 @@ def test_change_is_between_the_scenes(a2mae, checkpoint, scene, tmp_path):
         assert dataset.descriptions == ("change",)
     code, _, err = a2mae("predict", folder, scenes[0], "-o", tmp_path / "map.tif")
     assert code == 2
-    assert "pass both" in err
+    assert "two dates or more" in err
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
