@@ -38,7 +38,9 @@ WindowSize = Annotated[
     int | None, typer.Option(min=1, help="Pixels along a side of a window of a scene; left out, 16 patches.")
 ]
 Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that windows share; left out, a quarter of one.")]
-PrecisionName = Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 computes in half precision.")]
+PrecisionName = Annotated[
+    Literal["float32", "bfloat16", "int8"], typer.Option(help="Of the arithmetic of scenes; int8 on a CPU.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; left out, a GPU where there is one.")]
 Anchor = Annotated[int, typer.Option(help="Which image is the anchor, counted from 0.")]
 

@@ -21,7 +21,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -39,6 +39,12 @@ BANDS = {"B02": 2, "B03": 3, "B04": 4, "B05": 5, "B06": 6, "B07": 7, "B08": 8, "
 TILE = 512
 SPEED_SIDE, MEMORY_SIDES = 5120, (2745, 10_980)
 BATCHES = 24
+FORMATS: tuple[tuple[str, Literal["float16", "int8"]], ...] = (
+    (".tif", "float16"),
+    (".tif", "int8"),
+    (".zarr", "float16"),
+    (".parquet", "float16"),
+)
 # Sides of the matrices whose product shows what the machine can do: large enough, and small enough for its memory.
 MATRIX = 2048
 
@@ -104,7 +110,7 @@ def speed(folder: Path, source: Path, rounds: int) -> list[dict[str, Any]]:
     batches = first_batches(checkpoint, scene, BATCHES)
     model_rate(checkpoint, batches[:2])
     rows = []
-    for suffix, dtype in ((".tif", "float16"), (".tif", "int8"), (".zarr", "float16"), (".parquet", "float16")):
+    for suffix, dtype in FORMATS:
         ratios, rates = [], []
         for _ in range(rounds):
             before = model_rate(checkpoint, batches)
