@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .conversion.commands import convert_app, export_app
 from .conversion.hub_commands import list_checkpoints, push, push_data
+from .distributed_commands import app as archive_app
 from .evaluation.commands import evaluate
 from .image_options import (
     Acquired,
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(stssd_app, name="stssd")
+app.add_typer(archive_app, name="archive")
 app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.command()(pretrain)

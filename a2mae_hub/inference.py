@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -173,6 +174,15 @@ def prepare(checkpoint: Checkpoint, image_set: ImageSet) -> dict[str, torch.Tens
         )
     batch = checkpoint.processor(image_set, return_tensors="pt")
     return {key: value.to(checkpoint.model.device) for key, value in batch.items()}
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of the weights of a model with their names, by which unfinished work knows it again."""
+    digest = hashlib.sha256()
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -10,7 +10,6 @@ busy with those before.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import time
 import warnings
@@ -27,7 +26,7 @@ from transformers.processing_utils import Unpack
 
 from a2mae_hub.grids import Box, Window, window_of_bounds, window_of_box
 from a2mae_hub.images import ImageSet
-from a2mae_hub.inference import Checkpoint, check_output, load_checkpoint
+from a2mae_hub.inference import Checkpoint, check_output, load_checkpoint, weights_hash
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForChangeDetection
 from a2mae_hub.prediction import NO_CLASS, TaskCheckpoint, class_colours, load_task_checkpoint
@@ -338,14 +337,10 @@ class _Job:
     def _settings(self, what: str, precision: str) -> dict[str, Any]:
         """Return what the blocks depend on."""
         files = sorted({layer.file.path for scene in self.scenes for layer in scene.layers})
-        weights = hashlib.sha256()
-        for name, values in sorted(self.checkpoint.model.state_dict().items()):
-            weights.update(name.encode())
-            weights.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
         return {
             "answer": what,
             "precision": precision,
-            "checkpoint": weights.hexdigest(),
+            "checkpoint": weights_hash(self.checkpoint.model),
             "size": self.checkpoint.processor.size,
             "images": [[scene.sensor.name, *(layer.name for layer in scene.layers)] for scene in self.scenes],
             "acquired": [str(scene.acquired) for scene in self.scenes],

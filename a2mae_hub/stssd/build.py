@@ -68,6 +68,7 @@ def build(
     output: str | os.PathLike[str],
     *,
     workers: int | None = None,
+    address: str | None = None,
     sets_per_shard: int = SETS_PER_SHARD,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -79,7 +80,9 @@ def build(
     Args:
         recipe: What to build.
         output: Folder to write to; made if absent.
-        workers: Processes; None takes one for every processor.
+        workers: Processes; None takes one for every processor, here or of the cluster.
+        address: Ray cluster whose processes make the shards: "auto", or host and port; "local" starts Ray on this
+            machine. They must find the scenes and the folder under the same paths. None does without Ray.
         sets_per_shard: Locations of a shard.
         progress: Show a bar.
 
@@ -90,7 +93,8 @@ def build(
     Raises:
         FileNotFoundError: If the recipe names what is not there.
         ValueError: If a scene cannot be used, or the folder holds something else; names the file.
-        OSError: If the disk is full or the folder cannot be written to.
+        OSError: If the disk is full, the folder cannot be written to, or the cluster cannot be reached.
+        ImportError: If `address` is given and Ray is not installed.
     """
     output = Path(output)
     if sets_per_shard < 1:
@@ -101,14 +105,19 @@ def build(
         return finished
     notes = output / UNFINISHED
     with _alone_in(output):
-        for left in [*output.glob(".*.part"), *notes.glob(".*.part")]:
-            left.unlink()
+        _sweep(output)
         waiting = [part for part in plan.parts if not _is_made(part, output)]
         total = sum(len(part.locations) for part in plan.parts)
         done = total - sum(len(part.locations) for part in waiting)
         with tqdm(total=total, initial=done, unit="set", desc="building", disable=not progress) as bar:
-            for part in _run(plan, waiting, output, workers or os.cpu_count() or 1):
+            made = (
+                _run(plan, waiting, output, workers or os.cpu_count() or 1)
+                if address is None
+                else _run_on_ray(plan, waiting, output, workers, address)
+            )
+            for part in made:
                 bar.update(len(part.locations))
+        _sweep(output)  # Ray goes on where a process was killed
         report = _report(plan, notes)
         if not report["sets"]:
             shutil.rmtree(notes)
@@ -207,6 +216,12 @@ def _alone_in(output: Path) -> Iterator[None]:
         yield
 
 
+def _sweep(output: Path) -> None:
+    """Remove what processes that were killed left half written."""
+    for left in [*output.glob(".*.part"), *(output / UNFINISHED).glob(".*.part")]:
+        left.unlink()
+
+
 def _is_made(part: _Part, output: Path) -> bool:
     """Return whether a shard is on the disk, or was found to hold nothing."""
     note = output / UNFINISHED / f"{part.name}.json"
@@ -272,6 +287,34 @@ def _make_here(part: _Part) -> None:
     """Make one shard in a process of the pool."""
     assert _here is not None
     _make(part, *_here)
+
+
+def _run_on_ray(plan: _Plan, waiting: list[_Part], output: Path, workers: int | None, address: str) -> Iterator[_Part]:
+    """Make shards in processes of Ray; give each part when it is on the disk."""
+    from a2mae_hub.ray_pool import on_ray, run_on_ray
+
+    if not waiting:
+        return
+    job = _MakeThere(plan, waiting, Path(os.path.abspath(output)))
+    with on_ray(address):
+        for result in run_on_ray(job, len(waiting), job.output / UNFINISHED, workers=workers):
+            if result.error is not None:
+                kinds: dict[str | None, type[Exception]] = {"ValueError": ValueError, "ImportError": ImportError}
+                raise kinds.get(result.kind, OSError)(result.error)
+            yield waiting[result.number]
+
+
+class _MakeThere:
+    """Makes the shard of a number, in a process that keeps its scenes open."""
+
+    def __init__(self, plan: _Plan, parts: list[_Part], output: Path) -> None:
+        self.plan, self.parts, self.output = plan, parts, output
+        self._rasters = OpenRasters()
+
+    def __call__(self, number: int) -> None:
+        part = self.parts[number]
+        if not _is_made(part, self.output):  # or else its process was killed before it could say so
+            _make(part, self.plan, self.output, self._rasters)
 
 
 def _make(part: _Part, plan: _Plan, output: Path, rasters: OpenRasters) -> None:

@@ -43,6 +43,9 @@ def build(
     max_cloud: Annotated[float, typer.Option(min=0, max=1, help="Share of an image that may be cloudy.")] = 0.2,
     max_nodata: Annotated[float, typer.Option(min=0, max=1, help="Share that may be without data.")] = 0.1,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; left out, one per processor.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Make the shards on a Ray cluster: auto, host:port, or local.")
+    ] = None,
 ) -> None:
     """Build image sets from scenes. Run again, it goes on where it was stopped or killed.
 
@@ -56,7 +59,7 @@ def build(
         if len(scenes) > 1:
             raise ValueError(f"{' '.join(scenes)}: give one recipe alone, or scenes.")
         given = {name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
-        inside = sorted(given - {"scenes", "output", "root", "workers"})
+        inside = sorted(given - {"scenes", "output", "root", "workers", "address"})
         if inside:
             raise ValueError(f"--{inside[0].replace('_', '-')}: belongs into the recipe {scenes[0]}, not beside it.")
         recipe = read_recipe(scenes[0], root)
@@ -87,7 +90,7 @@ def build(
         )
         recipe = Recipe((collection,), root or Path("."))
     try:
-        report = build_shards(recipe, output, workers=workers, progress=True)
+        report = build_shards(recipe, output, workers=workers, address=address, progress=True)
     except KeyboardInterrupt:
         typer.echo(f"{output}: stopped; the same command goes on from here.", err=True)
         raise typer.Exit(130) from None
