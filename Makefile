@@ -55,8 +55,9 @@ format: .venv/.installed ## Sort imports and format the code
 	@$(BIN)/ruff check --fix --select I .
 	@$(BIN)/ruff format .
 
-bench: .venv/.installed ## Measure every figure that the README quotes
+bench: .venv/.installed ## Measure every figure of speed and memory that the README and docs/performance.md quote
 	@for script in benchmarks/process.py benchmarks/encode.py benchmarks/pretrain_step.py benchmarks/finetune.py benchmarks/stream.py benchmarks/build.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@$(BIN)/python benchmarks/scene.py --data $(DATA) --work $(OUT)/scene-benchmark -o $(OUT)/scene.json --page docs/performance.md
 
 clean: ## Remove what was built, drawn and cached; .venv stays
 	@rm -rf build dist $(OUT) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -342,9 +342,9 @@ def page(report: dict[str, Any]) -> str:
             "",
             "## Memory",
             "",
-            f"Peak of the whole process: {small:.0f} MiB for a scene of {MEMORY_SIDES[0]}² pixels, {large:.0f} MiB for one"
-            f" of {MEMORY_SIDES[1]}², which is **{large / small:.2f} ×** for {(MEMORY_SIDES[1] / MEMORY_SIDES[0]) ** 2:.0f}"
-            " × the pixels. Most of it is PyTorch itself.",
+            f"Peak of the whole process: {small:.0f} MiB for a scene of {MEMORY_SIDES[0]}² pixels, {large:.0f} MiB for"
+            f" one of {MEMORY_SIDES[1]}², which is **{large / small:.2f} ×** for 16 × the pixels. Most of it is PyTorch"
+            " itself.",
         ]
     if "tilings" in report:
         lines += [
@@ -382,8 +382,8 @@ def page(report: dict[str, Any]) -> str:
             "",
             "## How far from the machine",
             "",
-            "Operations of a window (16 × 16 patches of ten bands), and what the encoder does of the largest rate at which"
-            " this machine multiplies matrices in float32.",
+            "Operations of a window (16 × 16 patches of ten bands), and what the encoder does of the largest rate at"
+            " which this machine multiplies matrices in float32.",
             "",
             "| size | GFLOP a window | windows/s | of the matrix rate |",
             "|---|---|---|---|",
