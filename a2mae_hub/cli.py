@@ -55,7 +55,7 @@ stssd_app.command("push")(push_data)
 
 # Arguments of the Python functions, as errors name them, that are options here.
 _ARGUMENT = re.compile(
-    r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor|window|overlap)=(?!None)"
+    r"(?<![\w-])(sensor|bands|acquired|bounds|scale|offset|nodata|size|anchor|window|overlap|precision|device)=(?!None)"
 )
 
 

@@ -10,7 +10,6 @@ however often a worker, or the whole run, is killed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +36,7 @@ from .scene.outputs import FEATURE_SUFFIXES, MAP_SUFFIXES
 from .scene.work import SUFFIX as UNFINISHED
 from .scene_files import Declarations
 from .stssd.shards import ShardFiles, open_shard, root_of, row_groups
-from .whole_files import whole_file, write_atomically
+from .whole_files import alone_in, whole_file, write_atomically
 
 SETTINGS = "archive.json"
 """What the outputs of a folder were made with, in that folder."""
@@ -222,7 +220,8 @@ class _Run:
                 raise ValueError(f"{output}: is a scene and would be written over; choose another folder for outputs.")
         self._begin()
         state = self.output / _RUNNING
-        with _alone_in(state):
+        state.mkdir(exist_ok=True)
+        with alone_in(state, f"{self.output}: another run is writing here"):
             _sweep(outputs)
             there = {output for output in outputs if _is_whole(output)}
             failed = {unit.name: unit.fault for unit in units if unit.fault}
@@ -263,7 +262,7 @@ class _Run:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else wanted
         # A folder of weights may have been moved, and its name is no more than a name.
         differing = [key for key in {**known, **wanted} if known.get(key) != wanted.get(key) and key != "checkpoint"]
-        if differing:
+        if differing and any(path.name != SETTINGS and path.name != _RUNNING for path in self.output.iterdir()):
             key = "checkpoint" if differing[0] == "weights" else differing[0]
             raise ValueError(
                 f"{self.output}: holds outputs of another {key} ({known.get(key)}, not {wanted.get(key)}); choose"
@@ -287,18 +286,6 @@ def _sweep(outputs: Sequence[Path]) -> None:
             match = re.fullmatch(r"\.\d+\.(.+)", path.name)
             if match and match[1] in known:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextmanager
-def _alone_in(state: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; a process that dies, however, lets them in."""
-    state.mkdir(exist_ok=True)
-    with open(state / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{state.parent}: another run is writing here; wait for it, or stop it.") from error
-        yield
 
 
 # What workers do

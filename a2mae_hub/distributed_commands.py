@@ -12,7 +12,7 @@ from .image_options import Acquired, Anchor, BandNames, Nodata, Offset, Scale, S
 if TYPE_CHECKING:
     from .distributed import ArchiveReport
 
-_PRECISIONS = ("float32", "bfloat16")
+_PRECISIONS = ("float32", "bfloat16", "int8")
 
 app = typer.Typer(help="Whole archives of scenes, on many processors or machines.", no_args_is_help=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,26 @@ def write_atomically(path: Path, text: str) -> None:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of a folder; one that dies, however, lets them in.
+
+    Args:
+        folder: Where the file of the lock lies.
+        busy: What to say where another process is in it.
+
+    Raises:
+        ValueError: If another process is in it.
+    """
+    # It is that of the open file, which processes of ours share.
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{busy}; wait for it, or stop it.") from error
+        yield
 
 
 def sync_folder(folder: Path) -> None:

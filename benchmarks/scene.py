@@ -104,8 +104,8 @@ def first_batches(checkpoint: Checkpoint, scene: Path, count: int) -> list[tuple
     """Return the first batches that a run makes of a scene."""
     job = scene_inference._Job(scene_inference.open_scenes(scene), 0, None, checkpoint, None, None)
     with scene_inference.WindowReader(job.scenes, 0, job.area, job.cell) as reader:
-        plan = list(scene_inference.order(job.tiling, ()))
-        steps = scene_inference._Steps(reader, checkpoint.processor, plan, None)
+        plan = scene_inference.order(job.tiling, ())
+        steps = scene_inference._Steps(reader, checkpoint.processor, plan, scene_inference._TOKENS["cpu"])
         return [(step.inputs, step.sets) for step in itertools.islice(steps, count + count // 4) if step.inputs]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +33,8 @@ from a2mae_hub.image_options import (
     resumable,
     show_failures,
 )
+
+from .work import SUFFIX
 
 
 def embed(
@@ -72,6 +74,10 @@ def embed(
 
     inference.check_output(output, (".npz", ".png", *FEATURE_SUFFIXES))
     if output.suffix.lower() == ".npz":
+        if window or overlap or dtype != "float16" or precision != "float32" or device:
+            raise ValueError(
+                f"{output}: is made in one pass, without --window, --overlap, --dtype, --precision and --device."
+            )
         image_set = read(paths, sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
         loaded = inference.load_checkpoint(checkpoint, size=size)
         features = inference.embed(loaded, image_set)
@@ -81,7 +87,9 @@ def embed(
         return
     declared = declarations(sensor, bands, acquired, scale, offset, nodata)
     loaded = inference.load_checkpoint(checkpoint, size=size)
-    with _made_for(output, ".png") as made, resumable(made):
+    if output.suffix.lower() == ".png":
+        from .pictures import draw_features
+    with resumable(output), _made_for(output, ".png") as made:
         report = embed_scene(
             paths,
             made,
@@ -97,8 +105,6 @@ def embed(
             **declared,
         )
         if made != output:
-            from .pictures import draw_features
-
             draw_features(made, output)
     show_failures(report.failures)
     what = "principal components" if made != output else f"{report.channels} features"
@@ -136,7 +142,7 @@ def similar(
     from a2mae_hub.scene_files import open_scenes
 
     from .feature_files import is_feature_file
-    from .inference import embed_scene
+    from .inference import check_not_an_image, embed_scene
     from .pictures import scene_picture
     from .similarity import SIMILARITY_SUFFIXES, locate, similar_scene
 
@@ -147,6 +153,7 @@ def similar(
     if made:
         further = {**declared, "checkpoint": checkpoint, "bounds": bounds, "size": size, "anchor": anchor or None}
         further |= {"window": window, "overlap": overlap, "device": device}
+        further |= {"precision": None if precision == "float32" else precision}
         given = [f"--{name}" for name, value in further.items() if value is not None]
         if given:
             raise ValueError(f"{made[0]}: holds what was made of a scene already; leave out {', '.join(given)}.")
@@ -163,7 +170,8 @@ def similar(
             locate(scene.grid.crop(area), place)
         picture = scene_picture(scene, area) if output.suffix.lower() == ".png" else None
         loaded = load_checkpoint(checkpoint, size=size)
-        with _made_for(output, *SIMILARITY_SUFFIXES) as features, resumable(features):
+        check_not_an_image(output, opened)
+        with resumable(output), _made_for(output, *SIMILARITY_SUFFIXES) as features:
             report = embed_scene(
                 scenes,
                 features,
@@ -189,8 +197,10 @@ def _made_for(output: Path, *suffixes: str) -> Iterator[Path]:
     if output.suffix.lower() not in suffixes:
         yield output
         return
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        yield Path(folder) / "features.tif"
+    folder = output.with_name(output.name + SUFFIX)
+    folder.mkdir(exist_ok=True)
+    yield folder / "features.tif"
+    shutil.rmtree(folder)
 
 
 def _place(text: str) -> tuple[float, float]:

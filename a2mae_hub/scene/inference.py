@@ -26,7 +26,7 @@ from transformers.processing_utils import Unpack
 
 from a2mae_hub.grids import Box, Window, window_of_bounds, window_of_box
 from a2mae_hub.images import ImageSet
-from a2mae_hub.inference import Checkpoint, check_output, load_checkpoint, weights_hash
+from a2mae_hub.inference import MAX_TOKENS, Checkpoint, check_output, load_checkpoint, weights_hash
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForChangeDetection
 from a2mae_hub.prediction import NO_CLASS, TaskCheckpoint, class_colours, load_task_checkpoint
@@ -202,6 +202,13 @@ def predict_scene(
     return job.run(answers, path, layout, precision, device, progress)
 
 
+def check_not_an_image(path: Path, scenes: Sequence[Scene]) -> None:
+    """Raise ValueError where an output is one of the files that it is made from."""
+    for file in {layer.file.path for scene in scenes for layer in scene.layers}:
+        if path.exists() and os.path.exists(file) and path.samefile(file):
+            raise ValueError(f"{path}: is an image of the scene and would be written over; choose another output.")
+
+
 class _Job:
     """A scene, the part of it that is asked for, and the windows over it."""
 
@@ -254,6 +261,15 @@ class _Job:
         if self.pads and min(width, height) < side:
             raise ValueError(f"{self.source}: {height} × {width} pixels, less than a window of {side}; make that less.")
         rows, columns = -(-height // self.cell), -(-width // self.cell)
+        first = (self.area[0], self.area[1], min(side, width), min(side, height))
+        for scene in scenes if size is None else ():
+            seen = window_of_box(scene.grid, grid.crop(first).footprint, grid.crs)
+            patches = 0 if seen is None else -(-seen[2] // patch) * -(-seen[3] // patch)
+            if patches > MAX_TOKENS:
+                raise ValueError(
+                    f"{scene.source}: a window of {side} pixels of {self.source} holds {patches} patches of it, more"
+                    f" than the {MAX_TOKENS} of one pass; take the finest image as anchor, or smaller windows."
+                )
         self.tiling = Tiling(rows, columns, side // self.cell, shared // self.cell)
 
     def transform(self, step: int) -> tuple[float, ...] | None:
@@ -278,9 +294,25 @@ class _Job:
         """Answer what is not done yet, and write the output."""
         started = time.perf_counter()
         check_format(path, layout.crs)
-        place = torch.device(device or _default_device(precision))
+        check_not_an_image(path, self.scenes)
+        place = _usable(device or _default_device(precision))
         self.checkpoint.model.to(place)
         work = Work(path, self._settings(type(answers).__name__, precision))
+        with work.alone():
+            return self._run(answers, path, layout, precision, place, progress, work, started)
+
+    def _run(
+        self,
+        answers: Answers,
+        path: Path,
+        layout: Layout,
+        precision: Precision,
+        place: torch.device,
+        progress: bool,
+        work: Work,
+        started: float,
+    ) -> SceneReport:
+        """Do the run whose blocks are kept in a folder."""
         blocks = self.tiling.blocks()
         done = work.done(blocks)
         scale = self.cell if answers.by_pixel else 1
@@ -292,8 +324,9 @@ class _Job:
             ) as reader,
         ):
             earlier = work.failures()
-            steps = _Steps(reader, self.checkpoint.processor, list(order(self.tiling, done)), _TOKENS.get(place.type))
-            left = sum(len(windows) for _, windows in steps.plan)
+            plan = order(self.tiling, done)
+            steps = _Steps(reader, self.checkpoint.processor, plan, _TOKENS.get(place.type, _TOKENS["cpu"]))
+            left = sum(len(windows) for _, windows in order(self.tiling, done))
             with tqdm(total=left, unit=" windows", disable=not progress, desc=path.name) as bar:
                 for step in ahead(iter(steps), _AHEAD):
                     if step.inputs is None:
@@ -310,8 +343,10 @@ class _Job:
                     ):
                         blend.add(window, numbers, covered)
                     bar.update(len(step.windows))
-            write_output(path, self._blocks(work, layout, scale), layout, work.folder)
             failures = work.failures()
+            if failures and not steps.prepared and not done:
+                raise ValueError(f"No window could be answered, the first because: {failures[0]}")
+            write_output(path, self._blocks(work, layout, scale), layout, work.folder)
         work.finish()
         return SceneReport(
             path,
@@ -368,7 +403,6 @@ class _Steps:
     """Batches of windows in the order in which blocks need them; iterated over by a thread of its own.
 
     Attributes:
-        plan: Blocks with their windows.
         prepared: Windows that went into batches.
         refused: Why others did not.
     """
@@ -377,18 +411,17 @@ class _Steps:
         self,
         reader: WindowReader,
         processor: A2MAEImageProcessor,
-        plan: list[tuple[Block, list[Window]]],
-        tokens: int | None,
+        plan: Iterator[tuple[Block, list[Window]]],
+        tokens: int,
     ) -> None:
-        self.plan = plan
         self.prepared = 0
         self.refused: list[str] = []
         self._reader, self._processor = reader, processor
-        self._tokens = tokens or _TOKENS["cpu"]
+        self._plan, self._tokens = plan, tokens
 
     def __iter__(self) -> Iterator[_Step]:
         """Yield the batches of every block, and its end."""
-        for block, windows in self.plan:
+        for block, windows in self._plan:
             before = self.prepared
             batch: list[tuple[Window, ImageSet]] = []
             for window, image_set in self._reader.read(windows):
@@ -420,6 +453,15 @@ class _Steps:
             return
         self.prepared += len(batch)
         yield _Step(block, windows, sets, inputs)
+
+
+def _usable(device: str) -> torch.device:
+    """Return a device, or say that it is not there."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"device={device!r} cannot be used ({reason[:100].rstrip('.')}); take cpu.") from error
 
 
 def _default_device(precision: Precision) -> str:

@@ -18,7 +18,6 @@ import rasterio
 import rasterio.shutil
 import rasterio.warp
 from rasterio import Affine
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from a2mae_hub.scene_files import no_georeference_warning, one_line
@@ -94,7 +93,12 @@ def check_format(path: Path, crs: str | None) -> None:
         ValueError: If it needs a georeference that is not there.
         ImportError: If it needs a package that is not there.
     """
-    if path.suffix.lower() == ".zarr":
+    is_zarr = path.suffix.lower() == ".zarr"
+    if path.is_dir() and not (is_zarr and (path / "zarr.json").is_file()):
+        raise ValueError(f"{path}: is a folder, and what is in it would be lost; choose another name.")
+    if is_zarr and path.is_file():
+        raise ValueError(f"{path}: is a file; choose another name.")
+    if is_zarr:
         try:
             import zarr  # noqa: F401
         except ImportError as error:
@@ -175,7 +179,10 @@ def _write_cog(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray | 
                     **({"NBITS": 16} if layout.dtype == "float16" else {}),
                 }
                 rasterio.shutil.copy(whole, temporary, driver="COG", **options)
-    except RasterioError as error:
+    except Exception as error:
+        # GDAL's own errors, such as that of a full disk, have no public base class.
+        if not type(error).__module__.startswith("rasterio"):
+            raise
         raise ValueError(
             f"{path}: could not be written ({one_line(error)}); see whether the disk has room, and call again to go on."
         ) from error
@@ -252,9 +259,11 @@ def _write_coordinates(group: Any, layout: Layout) -> None:
 
 def _replace_folder(temporary: Path, path: Path) -> None:
     """Rename a folder, in place of one that is there."""
+    before = path.with_name(f".{os.getpid()}.before.{path.name}")
     if path.is_dir():
-        shutil.rmtree(path)
+        os.replace(path, before)
     os.replace(temporary, path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.ndarray | None, work: Path) -> None:
@@ -267,7 +276,7 @@ def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.nda
     geo = {
         "version": "1.1.0",
         "primary_column": "geometry",
-        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"]}},
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon", "MultiPolygon"]}},
     }
     metadata = {"geo": json.dumps(geo), **layout.tags}
     if scales is not None:
@@ -289,7 +298,7 @@ def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.nda
             numbers = _quantised(values, scales) if scales is not None else values.astype(np.float32)
             features = pa.array(np.ascontiguousarray(numbers[:, rows, columns].T).ravel())
             rows, columns = rows + first_row, columns + first_column
-            outlines = shapely.to_wkb(shapely.polygons(_corners(rows, columns, layout)))
+            outlines = shapely.to_wkb(_outlines(_corners(rows, columns, layout)))
             table = [
                 pa.array(rows.astype(np.int32)),
                 pa.array(columns.astype(np.int32)),
@@ -297,6 +306,22 @@ def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.nda
                 pa.FixedSizeListArray.from_arrays(features, layout.channels),
             ]
             writer.write_table(pa.Table.from_arrays(table, schema=schema))
+
+
+def _outlines(corners: np.ndarray) -> np.ndarray:
+    """Return polygons, those across the antimeridian cut along it."""
+    import shapely
+
+    # Longitudes of a ring without a jump, counted from its first corner.
+    longitudes = corners[:, :1, 0] + (corners[..., 0] - corners[:, :1, 0] + 180) % 360 - 180
+    polygons = shapely.polygons(np.stack([longitudes, corners[..., 1]], axis=-1))
+    whole = shapely.box(-180, -90, 180, 90)
+    for index in np.flatnonzero((longitudes.max(1) > 180) | (longitudes.min(1) < -180)):
+        turned = np.array([-360.0 if longitudes[index].max() > 180 else 360.0, 0.0])
+        beyond = shapely.difference(polygons[index], whole)
+        there = shapely.set_coordinates(beyond, shapely.get_coordinates(beyond) + turned)
+        polygons[index] = shapely.union(shapely.intersection(polygons[index], whole), there)
+    return polygons
 
 
 def _corners(rows: np.ndarray, columns: np.ndarray, layout: Layout) -> np.ndarray:

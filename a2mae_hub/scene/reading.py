@@ -6,6 +6,7 @@ such a read fails, its windows are read one by one, and only those that fail aga
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from a2mae_hub.scene_files import OpenRasters, Scene, read_scene
 
 # Images that are read at one time; beyond, disks are no faster.
 _MOST_READS = 4
+# Of pixels that are read at one time; a block of a year of dates at 10 m stays below it.
+_MOST_BYTES = 2**29
 _END: Any = object()
 Item = TypeVar("Item")
 
@@ -70,6 +73,11 @@ class WindowReader:
         """
         if not windows:
             return
+        if len({window[1] for window in windows}) > 1 and self._bytes(windows) > _MOST_BYTES:
+            # One row of windows after the other: a fine image beside a coarse anchor.
+            for _, row in itertools.groupby(windows, key=lambda window: window[1]):
+                yield from self.read(list(row))
+            return
         pixels = [self.pixels(window) for window in windows]
         anchor = self._scenes[self._anchor].grid
         footprints = [anchor.crop(window).footprint for window in pixels]
@@ -88,6 +96,20 @@ class WindowReader:
             image_set = self._set(window, images)
             if image_set is not None:
                 yield window, image_set
+
+    def _bytes(self, windows: Sequence[Window]) -> float:
+        """Return about how many bytes a read of all images around windows takes."""
+        around = _around([self.pixels(window) for window in windows])
+        if around is None:
+            return 0.0
+        anchor = self._scenes[self._anchor].grid
+        box = anchor.crop(around).footprint
+        seen = [window_of_box(scene.grid, box, anchor.crs) for scene in self._scenes]
+        return sum(
+            2.0 * window[2] * window[3] * len(scene.layers)
+            for scene, window in zip(self._scenes, seen, strict=True)
+            if window is not None
+        )
 
     def pixels(self, window: Window) -> Window:
         """Return the pixels of the anchor in a window of cells, those within the area."""
@@ -173,4 +195,4 @@ def _padded(image: Image, height: int, width: int) -> Image:
 
 def open_options() -> rasterio.Env:
     """Return settings of GDAL under which memory does not grow with the scene: little is read or written twice."""
-    return rasterio.Env(GDAL_CACHEMAX=64, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
+    return rasterio.Env(GDAL_CACHEMAX=64 * 2**20)

@@ -7,14 +7,16 @@ itself appears when all blocks are there, whole, and then the folder goes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from a2mae_hub.whole_files import naming, whole_file, write_atomically
+from a2mae_hub.whole_files import alone_in, naming, whole_file, write_atomically
 
 from .tiling import Block
 
@@ -46,15 +48,18 @@ class Work:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             differing = [key for key in wanted if found.get(key) != wanted[key]]
-            if differing:
+            if differing and any(self.folder.glob("*.npy")):
                 key = differing[0]
                 raise ValueError(
                     f"{self.folder}: holds an unfinished run with another {key} ({_short(found.get(key))}, not"
                     f" {_short(wanted[key])}); repeat that call to finish it, or delete the folder."
                 )
-        else:
-            self.folder.mkdir(exist_ok=True)
-            write_atomically(path, json.dumps(wanted))
+        self.folder.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(wanted))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other runs out; raises ValueError where one is at work."""
+        return alone_in(self.folder, f"{self.folder}: another run is at work on this output")
 
     def done(self, blocks: Sequence[Block]) -> set[Block]:
         """Return which blocks are there."""
@@ -64,8 +69,10 @@ class Work:
     def save(self, block: Block, values: np.ndarray) -> None:
         """Keep a block."""
         path = self._path(block)
-        with naming(path), whole_file(path) as temporary:
-            np.save(temporary, values)
+        with naming(path), whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, values)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load(self, block: Block) -> np.ndarray:
         """Return a block."""

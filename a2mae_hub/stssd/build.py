@@ -7,7 +7,6 @@ once it is on the disk; a build that starts again makes the shards that have no 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +27,7 @@ from tqdm import tqdm
 from a2mae_hub._version import __version__
 from a2mae_hub.modeling.sensors_a2mae import SENSORS, Sensor, register_sensor
 from a2mae_hub.scene_files import OpenRasters
-from a2mae_hub.whole_files import write_atomically
+from a2mae_hub.whole_files import alone_in, write_atomically
 
 from .assemble import assemble, set_name
 from .catalogue import CatalogueScene, open_collection
@@ -104,7 +102,7 @@ def build(
     if finished is not None:
         return finished
     notes = output / UNFINISHED
-    with _alone_in(output):
+    with alone_in(notes, f"{output}: another process is building here"):
         _sweep(output)
         waiting = [part for part in plan.parts if not _is_made(part, output)]
         total = sum(len(part.locations) for part in plan.parts)
@@ -202,18 +200,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); remove the folder and build again.") from error
     return content if isinstance(content, dict) else {}
-
-
-@contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Keep other builds out of a folder; a process that dies, however, lets them in."""
-    # The lock lies beside the notes, and goes with them; it is that of the open file, which processes of ours share.
-    with open(output / UNFINISHED / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{output}: another process is building here; wait for it, or stop it.") from error
-        yield
 
 
 def _sweep(output: Path) -> None:

@@ -9,7 +9,7 @@
     images                    a list; per image its metadata and its pixels, plain numbers in the order (bands, rows,
                               columns), little-endian: `np.frombuffer(pixels, dtype).reshape(shape)`
 
-Other columns, such as `label`, are the user's own: readers hand them through.
+Other columns, such as `label` and `mask`, are the user's own: readers hand them through.
 """
 
 from __future__ import annotations

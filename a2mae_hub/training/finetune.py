@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from a2mae_hub import __version__
 from a2mae_hub.checkpoints import DEFAULT
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
-from a2mae_hub.modeling.tasks_a2mae import A2MAETaskModel
+from a2mae_hub.modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
 from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
 from a2mae_hub.whole_files import write_atomically
 
@@ -35,10 +36,10 @@ from .label_files import CLASSIFICATION, REGRESSION
 from .labelled import LabelledData
 from .metrics import leading_score
 from .pretrain import config_fields, told_by_worker
-from .processes import check_divisible, share_batch
+from .processes import check_divisible, num_processes, share_batch
 from .task_batches import TaskCollator
 from .task_models import check_head, make_model, rescale, with_adapters
-from .task_trainer import TaskTrainer
+from .task_trainer import Mixup, TaskTrainer
 
 FULL, FROZEN, LORA = "full", "frozen", "lora"
 MODES = (FULL, FROZEN, LORA)
@@ -63,8 +64,10 @@ def finetune(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
     layer_decay: float = _LAYER_DECAY,
     class_weights: str | Sequence[float] | None = None,
+    mixup: float = 0.0,
     patience: int | None = None,
     augment: bool = True,
     side: int = 16,
@@ -94,8 +97,11 @@ def finetune(
         epochs: Passes over the training part; None takes 20, and 100 of a frozen encoder (40 of maps).
         batch_size: Image sets of a step, all processes together; None takes 16, and 64 of a frozen encoder (8 of maps).
         learning_rate: The highest; None takes 5e-4 (full), 2e-3 (lora, and frozen maps) or 5e-3 (frozen).
+        head_learning_rate: The highest of the head, in full and lora mode; None takes `learning_rate`.
         layer_decay: In full mode, what the learning rate of a layer is multiplied by to have that of the layer below.
         class_weights: "balanced", or one number per class.
+        mixup: Of classification: α of Beta(α, α), by which what the encoder says of two sets is mixed, and the losses
+            of their labels (Zhang et al. 2018, Verma et al. 2019; see `Mixup`); 0 mixes nothing.
         patience: Epochs without a better score after which the training ends; None goes through with it.
         augment: Turn and mirror image sets, and cut maps out of larger images. Of no effect on a frozen encoder.
         side: Patches along a side of what is cut out at most.
@@ -127,11 +133,14 @@ def finetune(
         "learning_rate": defaults[0] if learning_rate is None else learning_rate,
         "epochs": defaults[1] if epochs is None else epochs,
         "batch_size": defaults[2] if batch_size is None else batch_size,
+        "head_learning_rate": head_learning_rate,
         "layer_decay": layer_decay if mode == FULL else None,
         "weight_decay": _WEIGHT_DECAY,
         "class_weights": class_weights
         if class_weights is None or isinstance(class_weights, str)
         else list(class_weights),
+        # None where it is off, as in folders of versions that had none.
+        "mixup": mixup or None,
         "patience": patience,
         "augment": augment and mode != FROZEN,
         "side": side if is_map else None,
@@ -215,7 +224,10 @@ def _trainer(
     train: Any = data.train
     validation: Any = data.validation
     if settings["mode"] == LORA:
-        trained = with_adapters(model)
+        with warnings.catch_warnings():
+            # peft asks by a name that transformers gives up.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            trained = with_adapters(model)
     elif settings["mode"] == FROZEN:
         model.to(args.device)
         batch_size, kept = settings["batch_size"], EncodedMaps if data.task != CLASSIFICATION else EncodedSets
@@ -227,6 +239,9 @@ def _trainer(
     callbacks: list[Any] = [SeedEveryStep(settings["seed"])]
     if settings["patience"] is not None:
         callbacks.append(EarlyStoppingCallback(settings["patience"]))
+    mixup = None
+    if settings["mixup"] is not None:
+        mixup = Mixup(cast(A2MAEForImageClassification, model), settings["mixup"], settings["seed"])
     return TaskTrainer(
         trained,
         args,
@@ -238,6 +253,8 @@ def _trainer(
         data=data,
         layer_decay=settings["layer_decay"],
         values=values,
+        head_learning_rate=settings["head_learning_rate"],
+        mixup=mixup,
     )
 
 
@@ -250,12 +267,28 @@ def _check(settings: Mapping[str, Any], output: Path) -> None:
     for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("workers", 0), ("side", 1)):
         if settings[name] is not None and settings[name] < least:
             raise ValueError(f"{name}={settings[name]} must be at least {least}.")
-    if not 0 < settings["learning_rate"] < float("inf"):
-        raise ValueError(f"learning_rate={settings['learning_rate']} must be greater than 0.")
+    for name in ("learning_rate", "head_learning_rate"):
+        if settings[name] is not None and not 0 < settings[name] < float("inf"):
+            raise ValueError(f"{name}={settings[name]} must be greater than 0.")
+    if settings["head_learning_rate"] is not None and settings["mode"] == FROZEN:
+        raise ValueError(
+            f"head_learning_rate={settings['head_learning_rate']}: in frozen mode the head alone is trained; give"
+            " learning_rate."
+        )
     if settings["layer_decay"] is not None and not 0 < settings["layer_decay"] <= 1:
         raise ValueError(f"layer_decay={settings['layer_decay']} must be greater than 0 and at most 1.")
     if settings["size"] is not None and settings["task"] != CLASSIFICATION:
         raise ValueError(f"size={settings['size']}: maps are made on the pixels that images have; leave it out.")
+    if settings["mixup"] is not None:
+        told = f"mixup={settings['mixup']}"
+        if settings["task"] != CLASSIFICATION:
+            raise ValueError(f"{told}: pixels of two places cannot be mixed into a map; leave it out.")
+        if not 0 < settings["mixup"] < float("inf"):
+            raise ValueError(f"{told} must be 0, for none, or greater.")
+        if settings["batch_size"] < 2 * num_processes():
+            raise ValueError(
+                f"{told}: a lone set has none to be mixed with; give a larger batch_size, or leave it out."
+            )
     if isinstance(settings["class_weights"], str) and settings["class_weights"] != "balanced":
         raise ValueError(f"class_weights={settings['class_weights']!r} must be 'balanced' or one number per class.")
     check_divisible(settings["batch_size"])

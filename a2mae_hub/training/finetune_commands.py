@@ -62,10 +62,14 @@ def finetune(
     epochs: Annotated[int | None, typer.Option(help="Left out, 20; of a frozen encoder more.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Image sets of a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest; left out, what suits the mode.")] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of the head; left out, the learning rate.")] = None,
     layer_decay: Annotated[
         float, typer.Option(help="Learning rate of a layer over that of the next, mode full.")
     ] = 0.75,
     class_weights: Annotated[str | None, typer.Option(help="balanced, or numbers, comma separated.")] = None,
+    mixup: Annotated[
+        float, typer.Option(help="Of classification: mix sets by Beta(ALPHA, ALPHA); 0 mixes none.", metavar="ALPHA")
+    ] = 0.0,
     patience: Annotated[int | None, typer.Option(help="Epochs without a better score before the end.")] = None,
     augment: Annotated[bool, typer.Option(help="Turn, mirror and cut image sets.")] = True,
     side: Annotated[int, typer.Option(help="Patches along a side of what is cut out of images for maps.")] = 16,
@@ -111,8 +115,10 @@ def finetune(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            head_learning_rate=head_learning_rate,
             layer_decay=layer_decay,
             class_weights=weights,
+            mixup=mixup,
             patience=patience,
             augment=augment,
             side=side,

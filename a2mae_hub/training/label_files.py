@@ -233,6 +233,28 @@ def read_mask(path: str | os.PathLike[str], band: int = 1, ignore: Sequence[floa
     return Mask(whole.astype(np.int64), known, os.fspath(path)), grid
 
 
+def stored_mask(stored: Any, shape: tuple[int, int], source: str, ignore: Sequence[float] = ()) -> Mask:
+    """Return the labels of the pixels of an image as a shard stores them.
+
+    Args:
+        stored: Bytes, one class number for each pixel of the image, row by row; `IGNORED` where there is none.
+        shape: Height and width of the image.
+        source: What to call it in errors.
+        ignore: Stored numbers that mean "no label" too.
+
+    Raises:
+        ValueError: If these are no bytes, or not as many as pixels.
+    """
+    if not isinstance(stored, bytes) or len(stored) != shape[0] * shape[1]:
+        has = f"{len(stored):,} bytes" if isinstance(stored, bytes) else f"a {type(stored).__name__}"
+        raise ValueError(
+            f"{source}: its mask is {has}, and its first image has {shape[0]} × {shape[1]} pixels; store"
+            " `mask.astype('uint8').tobytes()` of a mask on these."
+        )
+    values = np.frombuffer(stored, np.uint8).reshape(shape)
+    return Mask(values, ~np.isin(values, [*ignore, IGNORED]), source)
+
+
 def check_grid(mask: str, mask_grid: Grid, image: str, image_grid: Grid) -> None:
     """Raise ValueError where a mask does not lie on the pixels of its image; what has no georeference lies anywhere."""
     way_out = "resample the mask to the pixels of its image."

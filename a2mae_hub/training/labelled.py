@@ -31,6 +31,7 @@ from .label_files import (
     find_class_folders,
     find_masked_images,
     find_table_rows,
+    stored_mask,
 )
 
 # Images that are kept once read; further ones are read again in every epoch.
@@ -187,6 +188,8 @@ def read_labelled(
       a multi-label problem, and numbers are a regression unless `classes` are given.
     - segmentation: folders `images` and `masks` with equal names.
     - change: folders `before`, `after` and `masks` with equal names.
+    - maps also: STSSD shards with a column `mask`: of every set the bytes of its classes (see `stored_mask`) on the
+      pixels of its first image.
 
     Which part a set belongs to is told by folders `train` and `validation` that each are as above, by a column `split`,
     or drawn.
@@ -244,8 +247,8 @@ def read_labelled(
             table = ", a CSV or a GeoJSON" if task == CLASSIFICATION else ""
             raise ValueError(f"{path}: is no folder; {task} reads folders{table}.")
         found = list(find_table_rows(path, declaration))
-    elif task == CLASSIFICATION and next(path.glob("**/*.parquet"), None):
-        found = _from_shards(path)
+    elif _holds_shards(task, path, (images, before, after, masks)):
+        found = _from_shards(task, path, ignore)
     else:
         parts = [split for split in SPLITS if (path / split).is_dir()]
         if len(parts) == 1:
@@ -295,20 +298,34 @@ def _mapped(mapping: Callable[[Any], tuple[ImageSet, Any]], examples: Any, index
     return mapping(examples[index])[0]
 
 
-def _from_shards(path: Path) -> list[LabelledFiles]:
+def _holds_shards(task: str, path: Path, patterns: Sequence[str | None]) -> bool:
+    """Return whether a folder is one of shards; of maps only where no images and masks are named, or lie as usual."""
+    if task != CLASSIFICATION:
+        usual = [path / "masks", *(path / split / "masks" for split in SPLITS)]
+        if any(patterns) or any(folder.is_dir() for folder in usual):
+            return False
+    return next(path.glob("**/*.parquet"), None) is not None
+
+
+def _from_shards(task: str, path: Path, ignore: Sequence[float]) -> list[LabelledFiles]:
     """Return the labelled sets of STSSD shards; they stay in memory."""
     from a2mae_hub.stssd.schema import from_row
     from a2mae_hub.stssd.stream import load
 
     found = []
+    column = "label" if task == CLASSIFICATION else "mask"
     for row in load(path):
-        if row.get("label") is None:
+        label = row.get(column)
+        if label is None:
             raise ValueError(
-                f"{path}: the set {row['id']} has no label; give the shards a column 'label' without gaps."
+                f"{path}: the set {row['id']} has no {column}; give the shards a column '{column}' without gaps."
             )
         row["anchor"] = 0  # a stream draws one anew for every epoch
+        if task != CLASSIFICATION:
+            height, width = row["images"][0]["pixels"].shape[1:]
+            label = stored_mask(label, (height, width), f"{path}: the set {row['id']}", ignore)
         split = row["split"] if row["split"] in SPLITS else None
-        found.append(LabelledFiles(row["id"], partial(from_row, row), row["label"], split))
+        found.append(LabelledFiles(row["id"], partial(from_row, row), label, split))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -107,3 +108,17 @@ def test_every_format_tells_the_same_of_a_scene(small, scene, tmp_path) -> None:
     np.testing.assert_array_equal(zarr.open_group(tmp_path / "features.zarr")["features"][:], truth)
     table = geopandas.read_parquet(tmp_path / "features.parquet")
     np.testing.assert_array_equal(np.stack(table["features"]).T.reshape(truth.shape), truth)
+
+
+def test_patches_across_the_antimeridian_are_cut_along_it(tmp_path) -> None:
+    """In UTM zone 60, whose east lies beyond 180 degrees."""
+    (longitude, latitude), east = (179.999, -17.0), "EPSG:32760"
+    (x,), (y,) = transform("OGC:CRS84", east, [longitude], [latitude])
+    place = replace(layout(), crs=east, transform=(40.0, 0.0, x, 0.0, -40.0, y))
+    write_output(tmp_path / "features.parquet", blocks, place, tmp_path)
+    table = geopandas.read_parquet(tmp_path / "features.parquet")
+    assert table.geometry.is_valid.all()
+    west, south, east_edge, north = table.geometry.bounds.to_numpy().T
+    assert west.min() >= -180 and east_edge.max() <= 180 and (north - south).max() < 1e-3
+    cut = table[table.geometry.geom_type == "MultiPolygon"]
+    assert 100 < len(cut) < 400 and (table.geometry.area / table.geometry.area.median()).between(0.98, 1.02).all()

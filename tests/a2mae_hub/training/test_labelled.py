@@ -196,6 +196,28 @@ def test_shards_with_a_label_column(tmp_path, make_set, write_shards):
     np.testing.assert_array_equal(example.image_set[0].pixels, sets[3][0].pixels)
 
 
+@pytest.mark.parametrize(("task", "classes"), [("segmentation", ["0", "1"]), ("change", ["unchanged", "changed"])])
+def test_shards_with_a_column_of_masks(tmp_path, make_set, write_shards, task, classes):
+    sets = [make_set(number, split="validation" if number > 3 else "train") for number in range(6)]
+    masks = [np.random.default_rng(number).choice([0, 1, 7, 255], (16, 16)).astype(np.uint8) for number in range(6)]
+    write_shards(tmp_path, sets, columns={"mask": [mask.tobytes() for mask in masks]})
+    data = read_labelled(task, tmp_path, ignore=[7])
+    assert (data.classes, len(data.train), len(data.validation)) == (classes, 4, 2)
+    for example, name in ((data.train[index], data.train.names[index]) for index in range(4)):
+        number = int(name[-4:])
+        np.testing.assert_array_equal(example.label, np.where(masks[number] > 1, 255, masks[number]))
+        assert example.image_set.anchor == 0
+        np.testing.assert_array_equal(example.image_set[0].pixels, sets[number][0].pixels)
+
+
+def test_a_table_beside_folders_of_masks_is_no_shard(tmp_path):
+    for number in range(4):
+        write_image(tmp_path / "images" / f"{number}.tif")
+        write_mask(tmp_path / "masks" / f"{number}.tif", np.eye(16, dtype=np.uint8))
+    (tmp_path / "places.parquet").touch()
+    assert len(read_labelled("segmentation", tmp_path, validation=0.5).train) == 2
+
+
 def test_any_data_set_through_a_mapping():
     def mapping(example: dict, lead: int) -> tuple[ImageSet, str]:
         pixels = np.array(example["pixels"], np.uint16)
@@ -328,3 +350,16 @@ def test_a_segmentation_is_no_table(tmp_path):
 def test_shards_without_labels_are_refused(tmp_path, make_set, write_shards):
     write_shards(tmp_path, [make_set(0)], columns={"label": pa.array([None], pa.string())})
     refused("grid-0000 has no label", "classification", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (None, "the set grid-0000 has no mask; give the shards a column 'mask' without gaps"),
+        ([bytes(255)], "grid-0000: its mask is 255 bytes, and its first image has 16 × 16 pixels; store"),
+        ([[0] * 256], "grid-0000: its mask is a list, and its first image has 16 × 16 pixels; store"),
+    ],
+)
+def test_shards_without_masks_of_their_first_image_are_refused(tmp_path, make_set, write_shards, masks, message):
+    write_shards(tmp_path, [make_set(0)], columns=None if masks is None else {"mask": masks})
+    refused(message, "segmentation", tmp_path)
