@@ -82,17 +82,8 @@ def _command(settings: Mapping[str, Any]) -> str:
     words = ["a2mae", "finetune", settings["task"], settings["name"], "-o", "run", "--mode", settings["mode"]]
     if settings["checkpoint"] is not None:
         words += ["--from", shown_name(settings["checkpoint"])]
-    numbers = (
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "head_learning_rate",
-        "layer_decay",
-        "mixup",
-        "patience",
-        "seed",
-    )
-    for key in ("head", "size", *numbers):
+    rates = ("learning_rate", "head_learning_rate", "layer_decay")
+    for key in ("head", "size", "epochs", "batch_size", *rates, "mixup", "patience", "seed"):
         if settings.get(key) is not None:
             words += [f"--{key.replace('_', '-')}", f"{settings[key]}"]
     words += ["--class-weights", "balanced"] if settings["class_weights"] == "balanced" else []
