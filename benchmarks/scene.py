@@ -92,11 +92,12 @@ def write_scene(path: Path, source: Path, side: int) -> None:
 
 def model_rate(checkpoint: Checkpoint, batches: list[tuple[dict[str, torch.Tensor], list[Any]]]) -> float:
     """Return windows per second of the model alone."""
-    answers = scene_inference.FeaturesOfPatches(checkpoint)
+    cpu = torch.device("cpu")
+    answer = partial(scene_inference._answer, scene_inference.FeaturesOfPatches(checkpoint), "float32", cpu)
+    steps = (scene_inference._Step((0, 0), [], sets, inputs) for inputs, sets in batches)
     started = time.perf_counter()
-    with torch.inference_mode():
-        for inputs, sets in batches:
-            list(answers(inputs, sets))
+    for _ in scene_inference._side_by_side(answer, steps, cpu):
+        pass
     return sum(len(sets) for _, sets in batches) / (time.perf_counter() - started)
 
 
@@ -186,11 +187,9 @@ def precisions(folder: Path, source: Path) -> list[dict[str, Any]]:
         found, times = [], []
         for _ in range(3):
             started = time.perf_counter()
-            found = [
-                values
-                for inputs, sets in batches
-                for values, _ in scene_inference._answer(answers, inputs, sets, precision, torch.device("cpu"))
-            ]
+            steps = [scene_inference._Step((0, 0), [], sets, inputs) for inputs, sets in batches]
+            answer = partial(scene_inference._answer, answers, precision, torch.device("cpu"))
+            found = [values for step in steps for values, _ in answer(step)]
             times.append(time.perf_counter() - started)
         return min(times), found
 
