@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -417,7 +416,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         embed_scene(arguments.one, arguments.output)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # Not `ru_maxrss`, which a process takes over from the one that started it.
+        status = Path("/proc/self/status").read_text()
+        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     source = arguments.data / SOURCE
