@@ -10,13 +10,14 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, inside: Path | None = None) -> Iterator[Path]:
     """Give the name to write a file under; it takes its own when the block ends, and is removed if that fails.
 
     Args:
         path: The file; one that is there is replaced. The other name ends as this one does.
+        inside: Folder on the same disk to write it in; None takes that of the file.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = (inside or path.parent) / f".{os.getpid()}.{path.name}"
     try:
         with naming(path):
             yield temporary

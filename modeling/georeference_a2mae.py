@@ -143,6 +143,7 @@ def place_images(
     longitude: float | None = None,
     latitude: float | None = None,
     label: str = "the set",
+    degrees: Sequence[np.ndarray | None] | None = None,
 ) -> Placement:
     """Put the images of one set on the ground, in metres around the centre of the set's footprint.
 
@@ -155,6 +156,7 @@ def place_images(
         longitude: Degrees east of the centre of images without georeference.
         latitude: Degrees north of it.
         label: Name of the set in errors.
+        degrees: What `corner_degrees` returns of the images, where it was called for many sets at once.
 
     Returns:
         The corners of every image in metres, and those of the anchor in degrees.
@@ -164,7 +166,8 @@ def place_images(
             image does not overlap the anchor's footprint.
     """
     centre = _given_centre(longitude, latitude, label)
-    located = {index: corners for index, corners in enumerate(_corner_degrees(grids)) if corners is not None}
+    degrees = corner_degrees(grids) if degrees is None else degrees
+    located = {index: corners for index, corners in enumerate(degrees) if corners is not None}
     if located and (anchor in located or centre is None):
         centre = _middle(located.get(anchor, next(iter(located.values()))))
 
@@ -196,8 +199,8 @@ def ground_resolution(corners: np.ndarray, height: int, width: int) -> float:
         width: Columns.
     """
     north, east = corners[:, 0], corners[:, 1]
-    # Shoelace formula.
-    doubled_area = np.dot(east, np.roll(north, -1)) - np.dot(north, np.roll(east, -1))
+    # Half the product of the diagonals, the shoelace formula for four corners.
+    doubled_area = (east[2] - east[0]) * (north[3] - north[1]) - (east[3] - east[1]) * (north[2] - north[0])
     return float(np.sqrt(abs(doubled_area) / 2 / (height * width)))
 
 
@@ -302,8 +305,18 @@ def _given_centre(longitude: float | None, latitude: float | None, label: str) -
     return float(longitude), float(latitude)
 
 
-def _corner_degrees(grids: Sequence[PixelGrid]) -> list[np.ndarray | None]:
-    """Return (4, 2) longitude and latitude of every image's corners, None without georeference; one call per CRS."""
+def corner_degrees(grids: Sequence[PixelGrid]) -> list[np.ndarray | None]:
+    """Return where the corners of images lie, by one call of PROJ for each coordinate system.
+
+    Args:
+        grids: The images, of one set or of many.
+
+    Returns:
+        For every image (4, 2) float64 longitude and latitude in degrees, None without georeference.
+
+    Raises:
+        ValueError: As `place_images`, where a CRS cannot be read or an image is no place on Earth.
+    """
     corners: list[np.ndarray | None] = [None] * len(grids)
     by_crs: dict[str, list[int]] = {}
     for index, grid in enumerate(grids):
@@ -359,7 +372,7 @@ def _is_degrees(crs: str) -> bool:
 
 
 def _through_rasterio(crs: str, planar: np.ndarray, label: str) -> np.ndarray:
-    """Turn (..., 2) x and y of any CRS into longitude and latitude in degrees."""
+    """Turn (images, 4, 2) x and y of any CRS into longitude and latitude in degrees."""
     try:
         from rasterio.crs import CRS
         from rasterio.errors import CRSError
@@ -379,6 +392,8 @@ def _through_rasterio(crs: str, planar: np.ndarray, label: str) -> np.ndarray:
     try:
         longitude, latitude = transform(source, target, planar[..., 0].ravel(), planar[..., 1].ravel())
     except Exception:  # rasterio's own class for it is private; its other answer is infinity, which the caller reports
+        if len(planar) > 1:
+            return np.concatenate([_through_rasterio(crs, one[None], label) for one in planar])
         longitude = latitude = np.full(planar[..., 0].size, np.inf)
     return np.stack([longitude, latitude], axis=-1).reshape(planar.shape)
 

@@ -63,7 +63,7 @@ class FeaturesOfPatches:
 
     def store(self, values: np.ndarray) -> np.ndarray:
         """Return them in half precision: of features between −10 and 10 it keeps three digits."""
-        return values.astype(np.float16)
+        return torch.from_numpy(values).half().numpy()
 
 
 class ClassesOfPixels:

@@ -322,11 +322,17 @@ class _Job:
         done = work.done(blocks)
         scale = self.cell if answers.by_pixel else 1
         blend = Blend(self.tiling, scale, done)
+
+        def write() -> None:
+            with open_options():  # which every thread has of its own
+                write_output(path, self._blocks(work, layout, scale), layout, work.folder)
+
         with (
             open_options(),
             WindowReader(
                 self.scenes, self.anchor, self.area, self.cell, pad=self.pads, fewest=answers.fewest
             ) as reader,
+            work.written_meanwhile(write) as check,
         ):
             earlier = work.failures()
             plan = order(self.tiling, done)
@@ -341,6 +347,7 @@ class _Job:
                         values = blend.finish(step.block, answers.channels)
                         work.report([*earlier, *reader.failures, *steps.refused])
                         work.save(step.block, answers.store(values[:, : layout.rows, : layout.columns]))
+                        check()
                         bar.update(step.passed)
                         continue
                     for window, (numbers, covered) in zip(step.windows, found, strict=True):
@@ -349,7 +356,6 @@ class _Job:
             failures = work.failures()
             if failures and not steps.prepared and not done:
                 raise ValueError(f"No window could be answered, the first because: {failures[0]}")
-            write_output(path, self._blocks(work, layout, scale), layout, work.folder)
         work.finish()
         return SceneReport(
             path,
@@ -363,12 +369,12 @@ class _Job:
         )
 
     def _blocks(self, work: Work, layout: Layout, scale: int) -> Blocks:
-        """Return what gives the finished blocks, cut where the scene ends."""
+        """Return what gives the blocks as they are finished, cut where the scene ends."""
 
         def blocks() -> Iterator[tuple[int, int, np.ndarray]]:
-            for block in self.tiling.blocks():
+            for block, values in work.each(self.tiling.blocks()):
                 column, row = (side * scale for side in self.tiling.extent(block)[:2])
-                yield column, row, work.load(block)[:, : layout.rows - row, : layout.columns - column]
+                yield column, row, values[:, : layout.rows - row, : layout.columns - column]
 
         return blocks
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ SUFFIX = ".unfinished"
 """What the name of the folder has more than that of the output."""
 
 _SETTINGS, _FAILURES = "settings.json", "failures.json"
+
+
+class GivenUp(Exception):
+    """What makes the blocks has failed, and will say why."""
 
 
 class Work:
@@ -56,6 +62,9 @@ class Work:
                 )
         self.folder.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(wanted))
+        self._change = threading.Condition()
+        self._there: set[Block] = set()
+        self._is_complete = self._is_given_up = False
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep other runs out; raises ValueError where one is at work."""
@@ -64,7 +73,8 @@ class Work:
     def done(self, blocks: Sequence[Block]) -> set[Block]:
         """Return which blocks are there."""
         names = {path.name for path in self.folder.iterdir()}
-        return {block for block in blocks if self._path(block).name in names}
+        self._there = {block for block in blocks if self._path(block).name in names}
+        return set(self._there)
 
     def save(self, block: Block, values: np.ndarray) -> None:
         """Keep a block."""
@@ -73,10 +83,56 @@ class Work:
             np.save(file, values)
             file.flush()
             os.fsync(file.fileno())
+        with self._change:
+            self._there.add(block)
+            self._change.notify_all()
 
     def load(self, block: Block) -> np.ndarray:
         """Return a block."""
         return np.load(self._path(block))
+
+    @contextmanager
+    def written_meanwhile(self, write: Callable[[], None]) -> Iterator[Callable[[], None]]:
+        """Run what writes the output from `each` beside what makes the blocks, and end when both have.
+
+        Args:
+            write: Writes the output.
+
+        Yields:
+            What raises the error of `write`, if it has met one by now.
+        """
+        with ThreadPoolExecutor(1, "write") as thread:
+            writing: Future[None] = thread.submit(write)
+            try:
+                yield lambda: writing.result() if writing.done() else None
+                self._become(complete=True)
+                writing.result()
+            finally:
+                self._become(complete=False)
+
+    def each(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
+        """Yield blocks in their order, each as soon as it is there; the end waits until all is well.
+
+        Raises:
+            GivenUp: If what makes the blocks has failed.
+        """
+        for block in blocks:
+            self._wait(lambda block=block: block in self._there)
+            yield block, self.load(block)
+        self._wait(lambda: self._is_complete)
+
+    def _become(self, complete: bool) -> None:
+        """Say that all blocks are there and well; or that no more will come."""
+        with self._change:
+            self._is_complete, self._is_given_up = self._is_complete or complete, not complete
+            self._change.notify_all()
+
+    def _wait(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        with self._change:
+            self._change.wait_for(lambda: self._is_given_up or is_so())
+            if not is_so():
+                raise GivenUp
 
     def failures(self) -> list[str]:
         """Return what was reported."""
