@@ -37,6 +37,9 @@ _INT8_NODATA, _INT8_LARGEST = -128, 127
 # Side of the tiles of a GeoTIFF of classes; of 128 features in half precision a tile of `TILE` has 4 MiB.
 _CLASS_TILE = 512
 
+# A polygon of one ring of four corners in well-known binary (OGC 06-103r4, 8.2): byte order, kind 3, counts, corners.
+_WKB_RING = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("ring", "<f8", (5, 2))])
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -274,7 +277,6 @@ def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.nda
     """Write a row for every patch with data: its row and column, its outline, and its features."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import shapely
 
     kind = pa.int8() if scales is not None else pa.float32()
     geo = {
@@ -306,30 +308,49 @@ def _write_geoparquet(path: Path, blocks: Blocks, layout: Layout, scales: np.nda
             numbers = _quantised(values, scales) if scales is not None else _single(values)
             features = pa.array(np.ascontiguousarray(numbers[:, rows, columns].T).ravel())
             rows, columns = rows + first_row, columns + first_column
-            outlines = shapely.to_wkb(_outlines(_corners(rows, columns, layout)))
             table = [
                 pa.array(rows.astype(np.int32)),
                 pa.array(columns.astype(np.int32)),
-                pa.array(outlines, pa.binary()),
+                _outlines(_corners(rows, columns, layout)),
                 pa.FixedSizeListArray.from_arrays(features, layout.channels),
             ]
             writer.write_table(pa.Table.from_arrays(table, schema=schema))
 
 
-def _outlines(corners: np.ndarray) -> np.ndarray:
-    """Return polygons, those across the antimeridian cut along it."""
-    import shapely
+def _outlines(corners: np.ndarray) -> Any:
+    """Return polygons as an Arrow array of WKB, those across the antimeridian cut along it.
+
+    Args:
+        corners: (patches, 5, 2) longitude and latitude, from corner to corner and back.
+    """
+    import pyarrow as pa
 
     # Longitudes of a ring without a jump, counted from its first corner.
     longitudes = corners[:, :1, 0] + (corners[..., 0] - corners[:, :1, 0] + 180) % 360 - 180
-    polygons = shapely.polygons(np.stack([longitudes, corners[..., 1]], axis=-1))
+    rings = np.stack([longitudes, corners[..., 1]], axis=-1)
+    beyond = (longitudes.max(1) > 180) | (longitudes.min(1) < -180)
+    if beyond.any():
+        return pa.array(_cut_at_antimeridian(rings, beyond), pa.binary())
+    # All of one form, which shapely would make one by one: half of the time of the whole file.
+    polygons = np.zeros(len(rings), _WKB_RING)
+    polygons["order"], polygons["kind"], polygons["rings"], polygons["points"] = 1, 3, 1, 5
+    polygons["ring"] = rings
+    starts = np.arange(len(rings) + 1, dtype=np.int32) * _WKB_RING.itemsize
+    return pa.Array.from_buffers(pa.binary(), len(rings), [None, pa.py_buffer(starts), pa.py_buffer(polygons)])
+
+
+def _cut_at_antimeridian(rings: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Return rings (patches, 5, 2) as WKB, those `beyond` it as a part on either side."""
+    import shapely
+
+    polygons = shapely.polygons(rings)
     whole = shapely.box(-180, -90, 180, 90)
-    for index in np.flatnonzero((longitudes.max(1) > 180) | (longitudes.min(1) < -180)):
-        turned = np.array([-360.0 if longitudes[index].max() > 180 else 360.0, 0.0])
-        beyond = shapely.difference(polygons[index], whole)
-        there = shapely.set_coordinates(beyond, shapely.get_coordinates(beyond) + turned)
+    for index in np.flatnonzero(beyond):
+        turned = np.array([-360.0 if rings[index, :, 0].max() > 180 else 360.0, 0.0])
+        outside = shapely.difference(polygons[index], whole)
+        there = shapely.set_coordinates(outside, shapely.get_coordinates(outside) + turned)
         polygons[index] = shapely.union(shapely.intersection(polygons[index], whole), there)
-    return polygons
+    return shapely.to_wkb(polygons)
 
 
 def _corners(rows: np.ndarray, columns: np.ndarray, layout: Layout) -> np.ndarray:

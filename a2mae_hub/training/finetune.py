@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -221,6 +222,11 @@ def _trainer(
 ) -> TaskTrainer:
     """Return the trainer of a mode: of the model, of the model with adapters, or of its head on cached features."""
     trained: torch.nn.Module = model
+    is_map, is_frozen = data.task != CLASSIFICATION, settings["mode"] == FROZEN
+    if is_map:
+        # Maps of a batch are padded to the largest; those of a frozen encoder are the same in every epoch.
+        ordered = data.train.by_size(settings["seed"]) if is_frozen else data.train
+        data = replace(data, train=ordered, validation=data.validation.by_size())
     train: Any = data.train
     validation: Any = data.validation
     if settings["mode"] == LORA:
@@ -228,11 +234,10 @@ def _trainer(
             # peft asks by a name that transformers gives up.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             trained = with_adapters(model)
-    elif settings["mode"] == FROZEN:
+    elif is_frozen:
         model.to(args.device)
-        batch_size, kept = settings["batch_size"], EncodedMaps if data.task != CLASSIFICATION else EncodedSets
-        train = kept(encode(model, data.train, collators[1], batch_size, seed=settings["seed"]))
-        validation = kept(encode(model, data.validation, collators[1], batch_size))
+        batch_size, kept = settings["batch_size"], EncodedMaps if is_map else EncodedSets
+        train, validation = (kept(encode(model, sets, collators[1], batch_size)) for sets in (train, validation))
         if kept is EncodedMaps:
             args.per_device_train_batch_size = args.per_device_eval_batch_size = 1
         trained, collators = HeadOnFeatures(model), (whole_batch, whole_batch)

@@ -90,9 +90,7 @@ def is_classifier(model: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def encode(
-    model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, batch_size: int, seed: int | None = None
-) -> list[dict[str, Any]]:
+def encode(model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, batch_size: int) -> list[dict[str, Any]]:
     """Run the encoder over image sets once.
 
     Args:
@@ -100,17 +98,13 @@ def encode(
         sets: The image sets.
         collator: Makes batches of them.
         batch_size: Sets to a batch.
-        seed: Of the order, so that a batch of maps is a mixture; None keeps that of the sets.
 
     Returns:
         Batches on the processor: labels, indices, and `pooler_output` (B, D); or, for maps, `states` by number of the
         layer (those the head reads), and what else the head reads of a batch.
     """
     model.eval()
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    loader: DataLoader = DataLoader(
-        sets, batch_size, shuffle=seed is not None, generator=generator, collate_fn=collator
-    )
+    loader: DataLoader = DataLoader(sets, batch_size, collate_fn=collator)
     encoded = []
     for batch in loader:
         kept: dict[str, Any] = {key: batch.pop(key) for key in ("labels", "indices")}

@@ -81,6 +81,16 @@ class LabelledSets(torch.utils.data.Dataset):
         """Tell the epoch, which the data loader of a Trainer does."""
         self.epoch = epoch
 
+    def by_size(self, seed: int | None = None) -> LabelledSets:
+        """Return the sets of maps from the smallest to the largest, so that those of a batch have one size, about.
+
+        Args:
+            seed: Of the order of sets of the same size; None keeps it.
+        """
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        order = order[np.argsort([self.labels[place].size for place in order], kind="stable")]
+        return LabelledSets(*([values[place] for place in order] for values in (self.names, self.readers, self.labels)))
+
     def __getitem__(self, index: int) -> LabelledSet:
         """Read a set.
 
