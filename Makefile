@@ -38,7 +38,8 @@ nano: .venv/.installed ## Repeat the pre-training of a2mae-nano on the open imag
 	@test -e $(OUT)/pretraining/eurosat-rgb || $(BIN)/python docs/recipes/eurosat_rgb.py $(DATA)/eurosat_rgb/train.parquet $(OUT)/pretraining/eurosat-rgb
 	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/pretraining/open
 	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano-1 --size nano --set pooling=mean_std --set feature_targets=true --set contrastive_weight=1 --set geographic_level=0 --steps 7500 --batch-size 64 --learning-rate 1.5e-3 --workers 1
-	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano --from $(OUT)/a2mae-nano-1 --steps 9000 --batch-size 64 --learning-rate 1.5e-3 --workers 1
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano-2 --from $(OUT)/a2mae-nano-1 --steps 9000 --batch-size 64 --learning-rate 1.5e-3 --workers 1
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano --from $(OUT)/a2mae-nano-2 --steps 3000 --batch-size 64 --learning-rate 8e-4 --workers 1
 	@$(BIN)/a2mae evaluate $(OUT)/a2mae-nano docs/recipes/open_evaluation.yaml --root $(DATA) -o $(OUT)/a2mae-nano/report.json
 
 test: lint ## Lint, type check, and run every test in random order

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class Work:
             GivenUp: If what makes the blocks has failed.
         """
         for block in blocks:
-            self._wait(lambda block=block: block in self._there)
+            self._wait(partial(self._there.__contains__, block))
             yield block, self.load(block)
         self._wait(lambda: self._is_complete)
 

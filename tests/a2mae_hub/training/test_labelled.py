@@ -257,6 +257,24 @@ def refused(message: str, *arguments, error: type[Exception] = ValueError, **set
         read_labelled(*arguments, **settings)
 
 
+def test_sets_by_size_keep_their_masks(tmp_path):
+    sides = {"a": 24, "b": 8, "c": 16, "d": 8, "e": 24}
+    for name, side in sides.items():
+        write_image(tmp_path / "data" / "images" / f"{name}.tif", size=(side, side), value=1000 + side)
+        mask = np.zeros((side, side), np.uint8)
+        mask[0] = 1
+        write_mask(tmp_path / "data" / "masks" / f"{name}.tif", mask)
+    part = read_labelled("segmentation", tmp_path / "data", validation=0.2).train
+    for ordered in (part.by_size(), part.by_size(seed=3)):
+        found = [ordered[place] for place in range(len(ordered))]
+        lengths = [one.label.shape[0] for one in found]
+        assert lengths == sorted(lengths)
+        assert sorted(ordered.names) == sorted(part.names)
+        for name, one in zip(ordered.names, found, strict=True):
+            assert one.label.shape[0] == sides[Path(name).stem]
+            assert one.image_set[0].pixels.max() == 1000 + one.label.shape[0]
+
+
 def test_a_class_without_images_is_named(class_folders):
     (class_folders / "ice").mkdir()
     refused("class 'ice' has no images", "classification", class_folders)
