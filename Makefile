@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`. Each sets up .venv the first time and only then.
 # Overridable: PYTHON (the interpreter that .venv is made from), SEED (repeats the test order of an earlier run), and for
-# the demo OUT (where to write) and FILES (real rasters of one place, and options of `a2mae demo`), and for stssd DATA (the
-# folder that docs/recipes/open_imagery.yaml describes).
+# the demo OUT (where to write) and FILES (real rasters of one place, and options of `a2mae demo`), and for stssd, nano and
+# tiny DATA (the folder that docs/recipes/open_imagery.yaml describes).
 
 PYTHON ?= python3
 SEED := $(or $(SEED),$(shell date +%s))
@@ -9,14 +9,16 @@ OUT ?= out
 DATA ?= ../shared/data
 BIN := .venv/bin
 PIP_INSTALL ?= $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What the weights of the package were trained with, besides their size.
+TASK := --set pooling=mean_std --set feature_targets=true --set contrastive_weight=1 --set geographic_level=0
 # Tests never reach the Hub, and two workers of one thread each do not fight over the cores.
 TEST_ENVIRONMENT := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stssd nano test lint format bench clean
+.PHONY: help demo stssd pretraining nano tiny test lint format bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 # Written last, so that a half-finished installation is taken up again.
 .venv/.installed: setup.cfg pyproject.toml Makefile
@@ -34,13 +36,20 @@ stssd: .venv/.installed ## Build image sets from the open imagery in DATA, and i
 	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/stssd
 	@$(BIN)/a2mae stssd inspect $(OUT)/stssd -o $(OUT)/stssd-report
 
-nano: .venv/.installed ## Repeat the pre-training of a2mae-nano on the open imagery in DATA, and judge it, into out/
+pretraining: .venv/.installed ## Build the image sets that the weights of the package learned from, out of the open imagery in DATA
 	@test -e $(OUT)/pretraining/eurosat-rgb || $(BIN)/python docs/recipes/eurosat_rgb.py $(DATA)/eurosat_rgb/train.parquet $(OUT)/pretraining/eurosat-rgb
 	@$(BIN)/a2mae stssd build docs/recipes/open_imagery.yaml --root $(DATA) -o $(OUT)/pretraining/open
-	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano-1 --size nano --set pooling=mean_std --set feature_targets=true --set contrastive_weight=1 --set geographic_level=0 --steps 7500 --batch-size 64 --learning-rate 1.5e-3 --workers 1
+
+nano: pretraining ## Repeat the pre-training of a2mae-nano, and judge it, into out/
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano-1 --size nano $(TASK) --steps 7500 --batch-size 64 --learning-rate 1.5e-3 --workers 1
 	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano-2 --from $(OUT)/a2mae-nano-1 --steps 9000 --batch-size 64 --learning-rate 1.5e-3 --workers 1
 	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-nano --from $(OUT)/a2mae-nano-2 --steps 3000 --batch-size 64 --learning-rate 8e-4 --workers 1
 	@$(BIN)/a2mae evaluate $(OUT)/a2mae-nano docs/recipes/open_evaluation.yaml --root $(DATA) -o $(OUT)/a2mae-nano/report.json
+
+tiny: pretraining ## The same of a2mae-tiny
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-tiny-1 --size tiny $(TASK) --steps 3000 --batch-size 64 --learning-rate 1e-3 --workers 1
+	@$(BIN)/a2mae pretrain $(OUT)/pretraining -o $(OUT)/a2mae-tiny --from $(OUT)/a2mae-tiny-1 --steps 4500 --batch-size 64 --learning-rate 1e-3 --workers 1
+	@$(BIN)/a2mae evaluate $(OUT)/a2mae-tiny docs/recipes/open_evaluation.yaml --root $(DATA) -o $(OUT)/a2mae-tiny/report.json
 
 test: lint ## Lint, type check, and run every test in random order
 	@$(BIN)/python tests/transformers_common/sdist.py || echo "Going on without the common model tests of transformers."

@@ -17,7 +17,10 @@ from a2mae_hub import A2MAEForPreTraining, A2MAEImageProcessor, A2MAEModel, Imag
 from a2mae_hub.checkpoints import checkpoint, embedded
 
 # The first eight numbers of the vector of `golden_image`, as the shipped weights gave them when they were trained.
-GOLDEN = {"a2mae-nano": [0.9155, -0.96048, -0.39348, -0.28495, 0.43561, 0.00528, -0.85541, 0.90252]}
+GOLDEN = {
+    "a2mae-nano": [0.9155, -0.96048, -0.39348, -0.28495, 0.43561, 0.00528, -0.85541, 0.90252],
+    "a2mae-tiny": [0.92223, -0.27822, -2.10236, -0.0364, 0.0452, 0.10046, -1.3134, 0.60668],
+}
 
 
 def golden_image() -> Image:
