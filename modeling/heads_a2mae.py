@@ -75,6 +75,45 @@ class A2MAEMapLayerNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class BandStandardization(nn.Module):
+    """Standardise every band of (B, K, H, W) pixels over what is real in the batch; after training, by what was seen.
+
+    Pixels come standardised by the statistics of their sensor, for all the ground it sees. A task sees a part of that,
+    such as one forest before and after, whose differences are a tenth of the deviation of the whole. Bands then reach
+    the convolutions with the scale that these expect, and learn at the rate of the rest.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
+    def __init__(self, num_bands: int, eps: float = 1e-6, least_share: float = 0.02) -> None:
+        super().__init__()
+        self.eps = eps
+        self.least_share = least_share
+        self.register_buffer("running_mean", torch.zeros(num_bands))
+        self.register_buffer("running_var", torch.ones(num_bands))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, bands: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Return (B, K, H, W) in the type of the statistics, 0 where `real` (B, 1, H, W) bool is False."""
+        mean, variance = self.running_mean, self.running_var
+        bands, shown = bands.to(mean.dtype), real.to(mean.dtype)
+        if self.training:
+            count = shown.sum().clamp(min=1)
+            mean = (bands * shown).sum(dim=(0, 2, 3)) / count
+            variance = ((bands - mean[:, None, None]) ** 2 * shown).sum(dim=(0, 2, 3)) / count
+            self._remember(mean.detach(), variance.detach())
+        return (bands - mean[:, None, None]) * (variance[:, None, None] + self.eps).rsqrt() * shown
+
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Count a batch in: the first as many as any, so that a short training has statistics too."""
+        self.num_batches_tracked += 1
+        share = (1 / self.num_batches_tracked).clamp(min=self.least_share)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
 class A2MAEConvolutionBlock(nn.Module):
     """A residual 3 × 3 convolution, which sees zeros beyond the grid of a set whatever the batch holds there."""
 
@@ -122,6 +161,7 @@ class A2MAEPixelDecoder(nn.Module):
         # From the pixels down, the patch grid last.
         widths = [width // 2] + [width] * len(self.factors)
         steps = list(itertools.pairwise(widths))
+        self.standardization = BandStandardization(num_bands)
         self.stem = FanInConvolution(num_bands + 1, widths[0], 1)
         self.stem_blocks = nn.ModuleList(A2MAEConvolutionBlock(config, widths[0]) for _ in range(2))
         self.narrowing = nn.ModuleList(FanInConvolution(fine, coarse, 1) for fine, coarse in steps[:-1])
@@ -150,7 +190,7 @@ class A2MAEPixelDecoder(nn.Module):
         for factor in self.factors:
             grids.insert(0, grids[0].repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1))
         # Channels last is how the norms take a map, and what convolutions on a processor are fastest on.
-        bands = torch.cat([bands, real.to(bands.dtype)], dim=1).to(tokens.dtype)
+        bands = torch.cat([self.standardization(bands, real), real.to(torch.float32)], dim=1).to(tokens.dtype)
         maps = self.stem(bands.contiguous(memory_format=torch.channels_last))
         for block in self.stem_blocks:
             maps = block(maps, grids[0])

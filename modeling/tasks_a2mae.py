@@ -21,6 +21,7 @@ from .heads_a2mae import (
     A2MAELinearSegmentationHead,
     A2MAENeighbourAttention,
     A2MAEPyramidSegmentationHead,
+    BandStandardization,
     FanInConvolution,
 )
 from .modeling_a2mae import A2MAEModel, A2MAEPreTrainedModel
@@ -53,6 +54,10 @@ class A2MAETaskModel(A2MAEPreTrainedModel):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, A2MAENeighbourAttention):
             init.zeros_(module.place_bias)
+        elif isinstance(module, BandStandardization):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
 
 
 class A2MAEForImageClassification(A2MAETaskModel):
