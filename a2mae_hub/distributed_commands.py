@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .image_options import Acquired, Anchor, BandNames, Nodata, Offset, Scale, SensorName
+from .image_options import Acquired, Anchor, BandNames, Nodata, Offset, Scale, SensorName, box_of, resumable
 
 if TYPE_CHECKING:
     from .distributed import ArchiveReport
@@ -66,18 +66,19 @@ def embed_all(
     from .distributed import embed_archive
 
     settings = _given(dtype, bounds, anchor, window, overlap, precision, sensor, bands, acquired, scale, offset, nodata)
-    report = embed_archive(
-        _source(sources),
-        output,
-        checkpoint=checkpoint,
-        workers=workers,
-        gpus_per_worker=gpus,
-        address=address,
-        suffix=suffix,
-        place=place,
-        progress=True,
-        **settings,
-    )
+    with resumable(output, is_archive=True):
+        report = embed_archive(
+            _source(sources),
+            output,
+            checkpoint=checkpoint,
+            workers=workers,
+            gpus_per_worker=gpus,
+            address=address,
+            suffix=suffix,
+            place=place,
+            progress=True,
+            **settings,
+        )
     _tell(report, output)
 
 
@@ -107,18 +108,19 @@ def predict_all(
     from .distributed import predict_archive
 
     settings = _given(None, bounds, anchor, window, overlap, precision, sensor, bands, acquired, scale, offset, nodata)
-    report = predict_archive(
-        checkpoint,
-        _source(sources),
-        output,
-        workers=workers,
-        gpus_per_worker=gpus,
-        address=address,
-        suffix=suffix,
-        place=place,
-        progress=True,
-        **settings,
-    )
+    with resumable(output, is_archive=True):
+        report = predict_archive(
+            checkpoint,
+            _source(sources),
+            output,
+            workers=workers,
+            gpus_per_worker=gpus,
+            address=address,
+            suffix=suffix,
+            place=place,
+            progress=True,
+            **settings,
+        )
     _tell(report, output)
 
 
@@ -145,16 +147,9 @@ def _given(
     for name, value, known in (("dtype", dtype, ("float16", "int8")), ("precision", precision, _PRECISIONS)):
         if value is not None and value not in known:
             raise ValueError(f"--{name} {value}: choose {' or '.join(known)}.")
-    box = None
-    if bounds is not None:
-        try:
-            west, south, east, north = (float(part) for part in bounds.split(","))
-        except ValueError:
-            raise ValueError(f"--bounds {bounds}: give west,south,east,north in degrees, four numbers.") from None
-        box = (west, south, east, north)
     chosen = {
         "dtype": dtype,
-        "bounds": box,
+        "bounds": box_of(bounds),
         "anchor": anchor,
         "window": window,
         "overlap": overlap,

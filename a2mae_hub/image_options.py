@@ -95,14 +95,19 @@ def box_of(bounds: str | None) -> Box | None:
 
 
 @contextmanager
-def resumable(output: Path) -> Iterator[None]:
-    """Say, when the user stops a command, that it can go on from there."""
+def resumable(output: Path, is_archive: bool = False) -> Iterator[None]:
+    """Say, when the user stops a command, that it can go on from there.
+
+    Args:
+        output: A file, beside which lies what is done of it; of an archive, the folder of its outputs.
+        is_archive: Whether it is one.
+    """
     try:
         yield
     except KeyboardInterrupt:
         from .scene.work import SUFFIX
 
-        folder = output.with_name(output.name + SUFFIX)
+        folder = output if is_archive else output.with_name(output.name + SUFFIX)
         kept = f"; what is done is kept in {folder}, and the same command goes on from it" if folder.exists() else ""
         typer.echo(f"a2mae: stopped{kept}.", err=True)
         raise typer.Exit(130) from None

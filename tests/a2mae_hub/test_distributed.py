@@ -200,6 +200,19 @@ def test_what_changed_between_the_dates_of_a_place_is_mapped_from_the_command_li
     np.testing.assert_array_equal(values(tmp_path / "maps" / "valley.tif"), values(tmp_path / "plain.tif"))
 
 
+def test_stopped_by_its_user_it_says_where_it_goes_on(saved, tmp_path, monkeypatch):
+    archive = scene(tmp_path / "archive" / "a.tif").parent
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("a2mae_hub.distributed.on_ray", stopped)
+    command = ["embed", archive, "-o", tmp_path / "out", "--checkpoint", saved]
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 130
+    assert f"stopped; what is done is kept in {tmp_path / 'out'}, and the same command goes on from it." in done.output
+
+
 def test_image_sets_of_shards_become_rows_of_vectors(in_this_process, saved, tiny, tmp_path):
     rng = np.random.default_rng(0)
     sets = []
