@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSemanticSe
 from a2mae_hub import A2MAEForChangeDetection, A2MAEForImageClassification, A2MAEForSemanticSegmentation
 from a2mae_hub.conversion.hub_plan import _model_classes
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
-from a2mae_hub.modeling.heads_a2mae import enlargements
+from a2mae_hub.modeling.heads_a2mae import BandStandardization, enlargements
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining
 from a2mae_hub.modeling.pixels_a2mae import (
@@ -235,6 +235,31 @@ def test_enlarging_is_bilinear_and_blind_to_what_is_not_there():
 def test_steps_lead_from_any_patch_to_its_pixels(patch_size):
     assert math.prod(enlargements(patch_size)) == patch_size
     assert patch_size % 2 or enlargements(patch_size)[-1] == 2
+
+
+def test_bands_are_standardised_over_the_pixels_that_are_real():
+    generator = np.random.default_rng(0)
+    scales, means = np.array([0.01, 1.0, 30.0]), np.array([-2.0, 0.3, 5.0])
+    values = generator.normal(means, scales, (2, 6, 7, 3))
+    real = generator.random((2, 6, 7)) > 0.3
+    bands = torch.from_numpy(np.where(real[..., None], values, 1e3)).float().permute(0, 3, 1, 2)
+    module = BandStandardization(3)
+    found = module(bands, torch.from_numpy(real)[:, None]).permute(0, 2, 3, 1).numpy()
+    expected = (values - values[real].mean(0)) / np.sqrt(values[real].var(0) + module.eps)
+    np.testing.assert_allclose(found, expected * real[..., None], atol=2e-4)
+    # What a first batch showed holds for what comes after the training.
+    found = module.eval()(bands, torch.from_numpy(real)[:, None]).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected * real[..., None], atol=2e-4)
+
+
+def test_statistics_of_bands_are_the_mean_of_the_first_batches_and_then_follow():
+    module, real = BandStandardization(1), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    for value in range(10):
+        module(torch.full((1, 1, 2, 2), float(value)), real)
+    assert module.running_mean.item() == pytest.approx(4.5)
+    for _ in range(1000):
+        module(torch.full((1, 1, 2, 2), 7.0), real)
+    assert module.running_mean.item() == pytest.approx(7.0, abs=1e-3)
 
 
 # ----------------------------------------------------------------------------------------------------------------- maps
