@@ -104,7 +104,8 @@ def finetune(
         mixup: Of classification: α of Beta(α, α), by which what the encoder says of two sets is mixed, and the losses
             of their labels (Zhang et al. 2018, Verma et al. 2019; see `Mixup`); 0 mixes nothing.
         patience: Epochs without a better score after which the training ends; None goes through with it.
-        augment: Turn and mirror image sets, and cut maps out of larger images. Of no effect on a frozen encoder.
+        augment: Turn and mirror image sets; of maps, cut parts out of larger images, and make every band of every image
+            a little brighter or darker. Of no effect on a frozen encoder.
         side: Patches along a side of what is cut out at most.
         seed: Of all that is random.
         workers: Processes that read and prepare batches; 0 prepares them in between.
