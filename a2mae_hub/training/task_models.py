@@ -11,7 +11,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from a2mae_hub.checkpoints import DEFAULT
-from a2mae_hub.inference import load_checkpoint
+from a2mae_hub.inference import Checkpoint, load_checkpoint
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.sensors_a2mae import SENSORS
@@ -22,7 +22,7 @@ from a2mae_hub.modeling.tasks_a2mae import (
     A2MAETaskModel,
 )
 
-from .label_files import CHANGE, CLASSIFICATION, SEGMENTATION
+from .label_files import CHANGE, CLASSIFICATION, REGRESSION, SEGMENTATION
 from .labelled import LabelledData
 from .pretrain import config_fields
 
@@ -59,7 +59,11 @@ def make_model(
     size: int | None,
     class_weights: str | Sequence[float] | None,
 ) -> tuple[A2MAETaskModel, A2MAEImageProcessor, list[str]]:
-    """Return the model of a task, its head random; the processor; and notes on sensors new to the checkpoint.
+    """Return the model of a task, the processor, and notes on what of the checkpoint is new or kept.
+
+    The head is random, unless the checkpoint was fine-tuned for the same task and classes with the same head: then it
+    is kept. A head that was trained alone before spares the encoder the steps away from what it knows that a random
+    one asks for (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
 
     Args:
         data: Gives the classes.
@@ -99,6 +103,7 @@ def make_model(
             raise ValueError(
                 f"{loaded.name}: its weights do not fit the configuration; change nothing that decides their shapes."
             ) from error
+    is_kept = loaded is not None and _keep_head(model, loaded, data)
     known = [sensor.name for sensor in processor.sensors]
     added = [sensor for sensor in SENSORS.values() if sensor.name not in known]
     processor.sensors = [*processor.sensors, *added]
@@ -109,7 +114,26 @@ def make_model(
     notes = [
         f"{sensor.name}: a sensor that the checkpoint does not name; known by its wavelengths." for sensor in added
     ]
+    if is_kept:
+        notes.append("The checkpoint was fine-tuned for the same classes; its head is kept.")
     return model, processor, notes
+
+
+def _keep_head(model: A2MAETaskModel, loaded: Checkpoint, data: LabelledData) -> bool:
+    """Give a model the head of the checkpoint, if it is one for the same; return whether it was."""
+    folder = loaded.model.name_or_path
+    architectures = A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []
+    same_classes = loaded.model.config.id2label == model.config.id2label
+    # Values are standardised anew by those of the data.
+    if type(model).__name__ not in architectures or not same_classes or data.problem_type == REGRESSION:
+        return False
+    weights = type(model).from_pretrained(folder).state_dict()
+    if {name: values.shape for name, values in weights.items()} != {
+        name: values.shape for name, values in model.state_dict().items()
+    }:
+        return False
+    model.load_state_dict(weights)
+    return True
 
 
 def with_adapters(model: A2MAETaskModel) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from a2mae_hub.training.finetune import finetune
 from a2mae_hub.training.labelled import LabelledData
 from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
 from a2mae_hub.training.task_batches import TaskCollator
+from a2mae_hub.training.task_models import make_model
 
 
 def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData) -> dict[str, float]:
@@ -72,3 +74,38 @@ def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, 
     assert model.config.problem_type == problem
     # Values are 0 and 3: their deviation is 1.5.
     assert report["scores"][score] < 1 if problem == "regression" else report["scores"][score] == 1
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "change"])
+def test_a_head_that_knows_the_classes_is_kept(labelled, config, tmp_path, task):
+    data = labelled(task)
+    finetune(data, tmp_path / "head", config=config, mode="frozen", epochs=1, batch_size=4)
+    model, _, notes = make_model(data, tmp_path / "head", None, None, None, None)
+    saved = type(model).from_pretrained(tmp_path / "head").state_dict()
+    assert all(torch.equal(values, saved[name]) for name, values in model.state_dict().items())
+    assert notes[-1] == "The checkpoint was fine-tuned for the same classes; its head is kept."
+
+    report = finetune(data, tmp_path / "all", checkpoint=tmp_path / "head", epochs=1, batch_size=4, learning_rate=1e-9)
+    assert notes[-1] in report["notes"]
+    # A step that is next to none leaves what the head has learnt.
+    tuned = type(model).from_pretrained(tmp_path / "all").state_dict()
+    learnt = [name for name in saved if "running" not in name and saved[name].is_floating_point()]
+    assert all(torch.allclose(tuned[name], saved[name], atol=1e-6) for name in learnt)
+
+
+def test_a_head_of_other_classes_or_of_values_starts_afresh(labelled, config, tmp_path):
+    def kept(data: LabelledData) -> bool:
+        model, _, notes = make_model(data, tmp_path / data.task, None, None, None, None)
+        saved = type(model).from_pretrained(tmp_path / data.task).state_dict()
+        same = torch.equal(model.state_dict()["classifier.linear.weight"], saved["classifier.linear.weight"])
+        assert same == any("its head is kept" in note for note in notes)
+        return same
+
+    data = labelled("classification")
+    finetune(data, tmp_path / data.task, config=config, mode="frozen", epochs=1, batch_size=4)
+    assert kept(data)
+    assert not kept(replace(data, classes=["bare", "wooded"]))
+    values = labelled("value")
+    finetune(values, tmp_path / "values", config=config, mode="frozen", epochs=1, batch_size=4)
+    model, _, notes = make_model(values, tmp_path / "values", None, None, None, None)
+    assert not any("head" in note for note in notes) and model.config.problem_type == "regression"
