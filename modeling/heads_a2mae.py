@@ -76,7 +76,7 @@ class A2MAEMapLayerNorm(nn.LayerNorm):
 
 
 class BandStandardization(nn.Module):
-    """Standardise every band of (B, K, H, W) pixels over what is real in the batch; after training, by what was seen.
+    """Standardise every band of (B, K, H, W) pixels by what was real in the batches of the training so far.
 
     Pixels come standardised by the statistics of their sensor, for all the ground it sees. A task sees a part of that,
     such as one forest before and after, whose differences are a tenth of the deviation of the whole. Bands then reach
@@ -97,21 +97,27 @@ class BandStandardization(nn.Module):
 
     def forward(self, bands: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Return (B, K, H, W) in the type of the statistics, 0 where `real` (B, 1, H, W) bool is False."""
-        mean, variance = self.running_mean, self.running_var
-        bands, shown = bands.to(mean.dtype), real.to(mean.dtype)
+        bands, shown = bands.to(self.running_mean.dtype), real.to(self.running_mean.dtype)
         if self.training:
-            count = shown.sum().clamp(min=1)
-            mean = (bands * shown).sum(dim=(0, 2, 3)) / count
-            variance = ((bands - mean[:, None, None]) ** 2 * shown).sum(dim=(0, 2, 3)) / count
-            self._remember(mean.detach(), variance.detach())
-        return (bands - mean[:, None, None]) * (variance[:, None, None] + self.eps).rsqrt() * shown
+            self._remember(bands.detach(), shown)
+        deviation = (self.running_var[:, None, None] + self.eps).sqrt()
+        return (bands - self.running_mean[:, None, None]) / deviation * shown
 
-    def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """Count a batch in: the first as many as any, so that a short training has statistics too."""
+    @torch.no_grad()
+    def _remember(self, bands: torch.Tensor, shown: torch.Tensor) -> None:
+        """Count a batch in: the first ones alike, so that a short training has statistics too, and later ones follow.
+
+        What was seen so far is also what the batch itself is standardised by: places are too unlike each other for a
+        few of them to stand for all.
+        """
+        count = shown.sum().clamp(min=1)
+        mean = (bands * shown).sum(dim=(0, 2, 3)) / count
         self.num_batches_tracked += 1
         share = (1 / self.num_batches_tracked).clamp(min=self.least_share)
         self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        # Around the mean of all batches, so that what tells them apart counts.
+        squares = ((bands - self.running_mean[:, None, None]) ** 2 * shown).sum(dim=(0, 2, 3)) / count
+        self.running_var.lerp_(squares, share)
 
 
 class A2MAEConvolutionBlock(nn.Module):
