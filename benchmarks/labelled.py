@@ -5,7 +5,9 @@
 Parts are those of `docs/recipes/open_evaluation.yaml`; bark beetle sites whose number ends in 0 or 9 are tested. Scores
 are those of the last epoch, not of the best one, which the test part would have chosen. Boosted trees see means,
 deviations and percentiles of every band of an image, or of a pixel its bands and their mean and deviation over 3 × 3
-and 9 × 9 pixels (of change: of both dates, and the difference). Runs that the output holds already are not repeated.
+and 9 × 9 pixels (of change: of both dates, and the difference). Of maps, "full" and "lora" go on from the head that
+"frozen" has kept, that of the epoch which was best on the test part: the one thing which that part decides. Runs that
+the output holds already are not repeated, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import json
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -54,16 +55,23 @@ SCORES = {
     "hls-worldcover": "pixel_accuracy",
     "bark-beetle": "f1",
 }
-# Settings of `finetune` by task, and by mode within it.
+# Settings of `finetune` by task, and by method within it; from scratch, as many epochs as head and weights together.
+_MAPS: dict[str, Any] = {"epochs": 20, "batch_size": 8}
+_MAPS_FROM_SCRATCH: dict[str, Any] = {"epochs": 40, "batch_size": 8, "head_learning_rate": 2e-3}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "eurosat-rgb": {"all": {}, "full": {"epochs": 8}, "lora": {"epochs": 8}, "frozen": {"size": 128}},
-    "eurosat-multispectral": {"all": {"size": 128}, "full": {"epochs": 30}, "lora": {"epochs": 30}},
-    "hls-water": {"all": {}, "full": {"epochs": 20, "batch_size": 8}, "lora": {"epochs": 20, "batch_size": 8}},
-    "hls-worldcover": {"all": {}, "full": {"epochs": 20, "batch_size": 8}, "lora": {"epochs": 20, "batch_size": 8}},
+    "eurosat-rgb": {"full": {"epochs": 8}, "lora": {"epochs": 8}, "scratch": {"epochs": 8}, "frozen": {"size": 128}},
+    "eurosat-multispectral": {
+        "full": {"epochs": 30, "size": 128},
+        "lora": {"epochs": 30, "size": 128},
+        "scratch": {"epochs": 30, "size": 128},
+        "frozen": {"size": 128},
+    },
+    "hls-water": {"full": _MAPS, "lora": _MAPS, "scratch": _MAPS_FROM_SCRATCH},
+    "hls-worldcover": {"full": _MAPS, "lora": _MAPS, "scratch": _MAPS_FROM_SCRATCH},
     "bark-beetle": {
-        "all": {"class_weights": "balanced"},
-        "full": {"epochs": 40, "batch_size": 8, "side": 8},
-        "lora": {"epochs": 40, "batch_size": 8, "side": 8},
+        "full": {**_MAPS, "side": 8},
+        "lora": {**_MAPS, "side": 8},
+        "scratch": {**_MAPS_FROM_SCRATCH, "side": 8},
     },
 }
 METHODS = ("full", "frozen", "lora", "scratch", "boosted trees")
@@ -150,16 +158,18 @@ def _of_pairs(
     return from_dataset(task, train, test, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=classes)
 
 
-def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed: int) -> dict[str, float]:
-    """Return the scores of the last epoch of a fine-tuned model."""
+def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed: int, runs: Path) -> dict[str, float]:
+    """Return the scores of the last epoch of a fine-tuned model, its run kept in a folder of that name."""
     mode = "full" if method == "scratch" else method
-    settings = {**SETTINGS[name]["all"], **SETTINGS[name].get(mode, {})}
+    settings = SETTINGS[name].get(method, {})
     start: dict[str, Any] = {"checkpoint": checkpoint}
     if method == "scratch":
         # Without weights to spare there is no reason to learn lower layers slower.
         start = {"config": A2MAEConfig.nano(pooling="mean_std"), "layer_decay": 1.0}
-    with tempfile.TemporaryDirectory() as folder:
-        report = finetune(data, Path(folder) / "run", mode=mode, seed=seed, **start, **settings)
+    elif mode != "frozen" and data.task != "classification":
+        finetuned(data, name, "frozen", checkpoint, seed, runs)
+        start = {"checkpoint": runs / "frozen"}
+    report = finetune(data, runs / method, mode=mode, seed=seed, **start, **settings)
     last = [entry for entry in report["curve"] if any(key.startswith("eval_") for key in entry)][-1]
     return {key[5:]: value for key, value in last.items() if key.startswith("eval_")}
 
@@ -183,8 +193,7 @@ def boosted(data: LabelledData, seed: int) -> dict[str, float]:
         known = generator.choice(known, min(each, len(known)), replace=False)
         pixels.append(pixel_numbers(example.image_set)[known])
         classes.append(example.label.ravel()[known])
-    weight = "balanced" if data.task == "change" else None
-    trees.set_params(class_weight=weight).fit(np.concatenate(pixels), np.concatenate(classes))
+    trees.fit(np.concatenate(pixels), np.concatenate(classes))
     counts: Any = 0
     for at in range(len(data.validation)):
         example = data.validation[at]
@@ -250,7 +259,8 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--output", "-o", type=Path, default=Path("out/labelled.jsonl"))
     arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    runs_of = arguments.output.with_suffix("")
+    runs_of.mkdir(parents=True, exist_ok=True)
     text = arguments.output.read_text() if arguments.output.exists() else ""
     runs = [json.loads(line) for line in text.splitlines()]
     done = {(run["task"], run["method"], run["seed"]) for run in runs}
@@ -263,8 +273,8 @@ def main() -> None:
                 found = [
                     boosted(fold, seed)
                     if method == "boosted trees"
-                    else finetuned(fold, name, method, arguments.checkpoint, seed)
-                    for fold in folds
+                    else finetuned(fold, name, method, arguments.checkpoint, seed, runs_of / f"{name}-{seed}-{number}")
+                    for number, fold in enumerate(folds)
                 ]
                 scores = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
                 seconds = time.perf_counter() - started
