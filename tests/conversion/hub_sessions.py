@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -404,6 +405,8 @@ def _faults_of_data(hub: Any, folder: Path) -> dict[str, Any]:
     shards = write_shards(folder / "shards")
     plan = plan_data(shards, "org/data", token=OWNER_TOKEN)
     before, third = hub.count("PUT", "/lfs/"), _sha256(shards / "grid-00002.parquet")
+    # A shell that starts this in the background has its processes ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hub.fail("PUT", third, "interrupt")
     try:
         push(plan, token=OWNER_TOKEN)

@@ -18,7 +18,7 @@ from a2mae_hub.training.finetune import finetune
 @pytest.fixture
 def run(labelled, observed, config, tmp_path, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """A function that fine-tunes a tiny checkpoint on eight chips: from options to exit code, output and errors."""
-    finetune(labelled(), tmp_path / "start", config=config, epochs=1, batch_size=12)
+    finetune(labelled("several"), tmp_path / "start", config=config, epochs=1, batch_size=12)
     for number in range(8):
         folder = tmp_path / "chips" / ["bare", "green"][number % 2]
         folder.mkdir(parents=True, exist_ok=True)
