@@ -188,9 +188,10 @@ class A2MAEPatchEmbedding(nn.Module):
         """Embed (B, L, C, P·P) pixels with a kernel for their own bands, mixed with the weights (kernels, C, K)."""
         num_kernels, num_bands, _ = weights.shape
         width, area = self.projection.out_features, pixels.shape[-1]
-        # Mixed as they are stored, the kernels need no copy: transposing them costs more than mixing them.
-        mixed = torch.bmm(weights.flatten(0, 1).expand(width, -1, -1), self.projection.weight.unflatten(1, (-1, area)))
-        kernels = mixed.view(width, num_kernels, num_bands * area).permute(1, 2, 0)
+        # One product for all kernels, laid out as the next one takes them: a batch of products would copy, going back,
+        # the gradient of every kernel.
+        stored = self.projection.weight.unflatten(1, (-1, area)).permute(1, 2, 0).flatten(1)
+        kernels = (weights.flatten(0, 1) @ stored).view(num_kernels, num_bands * area, width)
         embedded = torch.baddbmm(self.projection.bias, pixels.reshape(num_kernels, -1, num_bands * area), kernels)
         return embedded.view(len(pixels), -1, width)
 
