@@ -68,7 +68,7 @@ def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
 def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, score, problem, mode):
     data = labelled(task)
     report = finetune(
-        data, tmp_path / "run", config=config, mode=mode, epochs=10, batch_size=4, learning_rate=1e-2, layer_decay=0.9
+        data, tmp_path / "run", config=config, mode=mode, epochs=20, batch_size=4, learning_rate=5e-3, layer_decay=0.9
     )
     model = A2MAEForImageClassification.from_pretrained(tmp_path / "run")
     assert model.config.problem_type == problem
