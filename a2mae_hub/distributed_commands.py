@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,20 +68,8 @@ def embed_all(
     from .distributed import embed_archive
 
     settings = _given(dtype, bounds, anchor, window, overlap, precision, sensor, bands, acquired, scale, offset, nodata)
-    with resumable(output, is_archive=True):
-        report = embed_archive(
-            _source(sources),
-            output,
-            checkpoint=checkpoint,
-            workers=workers,
-            gpus_per_worker=gpus,
-            address=address,
-            suffix=suffix,
-            place=place,
-            progress=True,
-            **settings,
-        )
-    _tell(report, output)
+    run = partial(embed_archive, _source(sources), output, checkpoint=checkpoint, **settings)
+    _run(run, output, workers, gpus, address, suffix, place)
 
 
 @app.command("predict")
@@ -108,19 +98,22 @@ def predict_all(
     from .distributed import predict_archive
 
     settings = _given(None, bounds, anchor, window, overlap, precision, sensor, bands, acquired, scale, offset, nodata)
+    run = partial(predict_archive, checkpoint, _source(sources), output, **settings)
+    _run(run, output, workers, gpus, address, suffix, place)
+
+
+def _run(
+    run: Callable[..., ArchiveReport],
+    output: Path,
+    workers: int,
+    gpus: float,
+    address: str | None,
+    suffix: str,
+    place: str | None,
+) -> None:
+    """Do an archive on Ray, and tell what was done, or where a run that its user stopped goes on."""
     with resumable(output, is_archive=True):
-        report = predict_archive(
-            checkpoint,
-            _source(sources),
-            output,
-            workers=workers,
-            gpus_per_worker=gpus,
-            address=address,
-            suffix=suffix,
-            place=place,
-            progress=True,
-            **settings,
-        )
+        report = run(workers=workers, gpus_per_worker=gpus, address=address, suffix=suffix, place=place, progress=True)
     _tell(report, output)
 
 
