@@ -127,8 +127,9 @@ def _keep_head(model: A2MAETaskModel, loaded: Checkpoint, data: LabelledData) ->
     # Values are standardised anew by those of the data.
     if type(model).__name__ not in architectures or not same_classes or data.problem_type == REGRESSION:
         return False
-    weights = type(model).from_pretrained(folder).state_dict()
-    if {name: values.shape for name, values in weights.items()} != {
+    tuned, report = type(model).from_pretrained(folder, output_loading_info=True)
+    weights = tuned.state_dict()
+    if report["missing_keys"] or {name: values.shape for name, values in weights.items()} != {
         name: values.shape for name, values in model.state_dict().items()
     }:
         return False
