@@ -13,7 +13,6 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +81,7 @@ def finetune(
     AdamW with weight decay 0.05 on matrices, gradients clipped at norm 1, the learning rate warmed up over a twentieth
     of the steps and lowered along a cosine; bfloat16 where a CUDA device has it. After every epoch the validation part
     is judged, and what did best there is kept: accuracy of classes, mean average precision of several labels a set,
-    root mean squared error of values, mean IoU of a segmentation, F1 of change.
+    root mean squared error of values, mean IoU of a segmentation, F1 of change. That is then judged on the test part.
 
     Args:
         data: As `read_labelled` or `from_dataset` returns it.
@@ -113,9 +112,9 @@ def finetune(
         report_to: Where the Trainer reports to besides ("tensorboard", "wandb"), or "none".
 
     Returns:
-        What `finetuning.json` holds: settings, classes, inputs, scores of the validation part, best_epoch, curve,
-        seconds, sets_per_second, trained_parameters, device, versions and notes (what of the images the checkpoint did
-        not know).
+        What `finetuning.json` holds: settings, classes, inputs, scores of the validation part, test_scores of the test
+        part (None without one), best_epoch, curve (loss of training and scores of validation by epoch), seconds,
+        trained_parameters, device, versions and notes (what of the images the checkpoint did not know).
 
     Raises:
         FileNotFoundError: If the checkpoint is not there.
@@ -150,6 +149,7 @@ def finetune(
         "workers": workers,
         "train_sets": len(data.train),
         "validation_sets": len(data.validation),
+        "test_sets": len(data.test) if data.test is not None else None,
         "data": _fingerprint(data),
         "name": output.absolute().name if name is None else name,
     }
@@ -180,15 +180,15 @@ def finetune(
         raise ValueError(sentence) from None
     seconds = time.perf_counter() - started
     trained = cast(torch.nn.Module, trainer.model)
-    scores = {key[5:]: value for key, value in trainer.evaluate().items() if key.startswith("eval_")}
-    history = trainer.state.log_history
+    history = list(trainer.state.log_history)
     leading = f"eval_{leading_score(data.task, data.problem_type)[0]}"
     best = next((entry["epoch"] for entry in history if entry.get(leading) == trainer.state.best_metric), None)
     report = {
         "settings": settings,
         "classes": data.classes,
         "inputs": inputs,
-        "scores": {key: scores[key] for key in scores if key not in _NO_SCORES},
+        "scores": _scores(trainer.evaluate()),
+        "test_scores": None if trainer.test_dataset is None else _scores(trainer.evaluate(trainer.test_dataset)),
         "best_epoch": best,
         "curve": [entry for entry in history if "loss" in entry or leading in entry],
         "seconds": seconds,
@@ -209,7 +209,10 @@ def finetune(
     return report
 
 
-_NO_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+def _scores(found: Mapping[str, float]) -> dict[str, float]:
+    """Return what a Trainer says of a part, but for loss and times."""
+    others = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return {key[5:]: found[key] for key in found if key.startswith("eval_") and key[5:] not in others}
 
 
 def _trainer(
@@ -226,10 +229,10 @@ def _trainer(
     is_map, is_frozen = data.task != CLASSIFICATION, settings["mode"] == FROZEN
     if is_map:
         # Maps of a batch are padded to the largest; those of a frozen encoder are the same in every epoch.
-        ordered = data.train.by_size(settings["seed"]) if is_frozen else data.train
-        data = replace(data, train=ordered, validation=data.validation.by_size())
-    train: Any = data.train
-    validation: Any = data.validation
+        parts = {name: part.by_size() for name, part in data.parts().items()}
+        parts["train"] = data.train.by_size(settings["seed"]) if is_frozen else data.train
+        data = data.with_parts(parts)
+    datasets: dict[str, Any] = dict(data.parts())
     if settings["mode"] == LORA:
         with warnings.catch_warnings():
             # peft asks by a name that transformers gives up.
@@ -238,7 +241,7 @@ def _trainer(
     elif is_frozen:
         model.to(args.device)
         batch_size, kept = settings["batch_size"], EncodedMaps if is_map else EncodedSets
-        train, validation = (kept(encode(model, sets, collators[1], batch_size)) for sets in (train, validation))
+        datasets = {name: kept(encode(model, sets, collators[1], batch_size)) for name, sets in datasets.items()}
         if kept is EncodedMaps:
             args.per_device_train_batch_size = args.per_device_eval_batch_size = 1
         trained, collators = HeadOnFeatures(model), (whole_batch, whole_batch)
@@ -251,8 +254,9 @@ def _trainer(
     return TaskTrainer(
         trained,
         args,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        test_dataset=datasets.get("test"),
         callbacks=callbacks,
         processing_class=processor,
         collators=collators,
@@ -378,7 +382,7 @@ def _called(checkpoint: str | os.PathLike[str] | None, config: A2MAEConfig | Non
 def _fingerprint(data: LabelledData) -> str:
     """Return what tells sets and labels from others, wherever the files lie."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
-    for part in (data.train, data.validation):
+    for part in data.parts().values():
         for name, label in zip(part.names, part.labels, strict=True):
             digest.update(os.path.basename(name).encode() + label.tobytes())
     return digest.hexdigest()[:16]

@@ -132,11 +132,12 @@ def finetune(
         raise typer.Exit(130) from None
     for note in report["notes"]:
         typer.echo(f"a2mae: {note}", err=True)
-    scores = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in report["scores"].items())
-    typer.echo(
-        f"{output}: {len(report['classes'])} classes, {len(labelled.train)} image sets trained on; {scores} on"
-        f" {len(labelled.validation)} for validation."
-    )
+    told = f"{output}: {len(report['classes'])} classes, {len(labelled.train)} image sets trained on"
+    for part, scores in (("validation", report["scores"]), ("test", report["test_scores"])):
+        if scores is not None:
+            named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
+            told += f"; {named} on {len(labelled.parts()[part])} for {part}"
+    typer.echo(f"{told}.")
 
 
 def predict(

@@ -27,8 +27,11 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     """
     settings = report["settings"]
     kind = "classification" if settings["task"] == "classification" else "segmentation"
-    scores = {name.replace("_", " "): {"model": value} for name, value in report["scores"].items()}
-    task = {"name": settings["name"], "kind": kind, "split": "validation", "scores": scores}
+    is_tested = report["test_scores"] is not None
+    measured = report["test_scores"] if is_tested else report["scores"]
+    scores = {name.replace("_", " "): {"model": value} for name, value in measured.items()}
+    split = "test" if is_tested else "validation"
+    task = {"name": settings["name"], "kind": kind, "split": split, "scores": scores}
     write_atomically(folder / _RESULTS, json.dumps({"tasks": [task]}, indent=1))
     # The name on the Hub is not known yet, and a path of this machine is nobody else's business.
     card = ModelCard(model_card(folder, folder / _RESULTS, repo_id=f"owner/{folder.absolute().name}"))
@@ -48,12 +51,18 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         f" {settings['seed']}, in {report['seconds'] / 60:.1f} minutes on {report['device']}. `finetuning.json` beside"
         " the weights holds all settings and the curve.",
     )
+    judged = f"On {settings[split + '_sets']:,} image sets kept for {split}"
+    if is_tested:
+        judged += (
+            f"; the best epoch was chosen by {settings['validation_sets']:,} others. Nothing was learnt from either."
+        )
+    else:
+        judged += ", by which the best epoch was chosen; none of them was trained on."
     table = text[text.index("| task |", text.index("\n## Results\n")) :].split("\n## ", 1)[0].strip()
     text = _with_section(
         text,
         "Results",
-        f"On {settings['validation_sets']:,} image sets kept for validation, by which the best epoch was chosen; none"
-        f" of them was trained on.\n\n{table}",
+        f"{judged}\n\n{table}",
     )
     card.text = text
     facts = cast(ModelCardData, card.data)

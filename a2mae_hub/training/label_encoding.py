@@ -55,7 +55,7 @@ def _shown(label: Any) -> str:
 def encode_labels(
     problem: str,
     found: Sequence[LabelledFiles],
-    is_validation: np.ndarray,
+    is_train: np.ndarray,
     classes: Sequence[str] | Mapping[int, str] | None,
     *,
     change: bool = False,
@@ -65,7 +65,7 @@ def encode_labels(
     Args:
         problem: As `problem_of` says.
         found: The sets.
-        is_validation: (N,) bool.
+        is_train: (N,) bool, which are to learn from.
         classes: All names, or None for those of the training part; of masks by stored number.
         change: Of a mask of two classes, the first is what did not change.
 
@@ -82,9 +82,9 @@ def encode_labels(
         return names or [f"value {number}" for number in range(len(values[0]))], values
     keys = [_keys(one.label) for one in found]
     is_mask = isinstance(found[0].label, Mask)
-    known = _names(keys, is_validation, classes, is_mask, change)
+    known = _names(keys, is_train, classes, is_mask, change)
     trained: set[Any] = set()
-    for one, own, validated in zip(found, keys, is_validation, strict=True):
+    for one, own, learnt in zip(found, keys, is_train, strict=True):
         for key in own:
             if key not in known:
                 raise ValueError(
@@ -92,7 +92,7 @@ def encode_labels(
                     + (", those of the training part; " if classes is None else "; ")
                     + ("ignore it, or split in another way." if is_mask else "name it among classes, or leave it out.")
                 )
-        if not validated:
+        if learnt:
             trained |= own
     for key, name in known.items():
         if key not in trained:
@@ -117,13 +117,13 @@ def _keys(label: Any) -> set[Any]:
 
 def _names(
     keys: Sequence[set[Any]],
-    is_validation: np.ndarray,
+    is_train: np.ndarray,
     classes: Sequence[str] | Mapping[int, str] | None,
     masks: bool,
     change: bool,
 ) -> dict[Any, str]:
     """Return the names of the classes by what labels call them, in the order of their numbers."""
-    trained = {key for own, validated in zip(keys, is_validation, strict=True) if not validated for key in own}
+    trained = {key for own, learnt in zip(keys, is_train, strict=True) if learnt for key in own}
     written = sorted(trained, key=lambda key: (isinstance(key, str), key))
     if isinstance(classes, Mapping):
         return {key: classes[key] for key in sorted(classes)}

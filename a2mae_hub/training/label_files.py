@@ -31,7 +31,7 @@ TASKS = (CLASSIFICATION, SEGMENTATION, CHANGE)
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 IGNORED = 255
 """Label of pixels without one; masks have fewer classes than that."""
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 _MASK_SUFFIXES = (*RASTER_SUFFIXES, ".png")
 _FILE_COLUMNS = ("file", "file_name", "filename", "image", "path", "name")
 
@@ -123,7 +123,7 @@ def find_table_rows(path: Path, declaration: Declaration) -> Iterator[LabelledFi
             raise ValueError(f"{where}: {row.get(file_column)} has no label; give one, or remove the row.")
         split = row.get("split") or None
         if split is not None and split not in SPLITS:
-            raise ValueError(f"{where}: the split {split!r} is neither 'train' nor 'validation'; correct it.")
+            raise ValueError(f"{where}: the split {split!r} is none of train, validation and test; correct it.")
         names = [name.strip() for name in str(row.get(file_column) or "").split(";")]
         paths = [os.fspath(path.parent / name) for name in names]
         for name, file in zip(names, paths, strict=True):

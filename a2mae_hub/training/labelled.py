@@ -1,4 +1,4 @@
-"""Image sets with labels, in a training and a validation part: read by convention, or mapped from any data set."""
+"""Image sets with labels, to learn from, to judge by and to test: read by convention, or mapped from any data set."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ class LabelledData:
             "regression"; the first for maps.
         classes: Names, by number; of a regression, of its values.
         train: To learn from.
-        validation: To judge by.
+        validation: To choose the best epoch by.
+        test: For the scores to tell of, with no say in anything; None where there is none.
     """
 
     task: str
@@ -135,19 +136,29 @@ class LabelledData:
     classes: list[str]
     train: LabelledSets
     validation: LabelledSets
+    test: LabelledSets | None = None
+
+    def parts(self) -> dict[str, LabelledSets]:
+        """Return the parts that there are, by name."""
+        parts = {"train": self.train, "validation": self.validation}
+        return parts if self.test is None else {**parts, "test": self.test}
+
+    def with_parts(self, parts: Mapping[str, LabelledSets]) -> LabelledData:
+        """Return the same task with other parts."""
+        return replace(self, train=parts["train"], validation=parts["validation"], test=parts.get("test"))
 
     def standardised(self) -> tuple[LabelledData, np.ndarray, np.ndarray]:
         """Return a regression whose values have mean 0 and deviation 1 in the training part, with both of them."""
         values = np.stack(self.train.labels).astype(np.float64)
         mean, deviation = values.mean(0), values.std(0)
         deviation = np.where(deviation > 0, deviation, 1.0)
-        parts = [
-            LabelledSets(
+        parts = {
+            name: LabelledSets(
                 part.names, part.readers, [((label - mean) / deviation).astype(np.float32) for label in part.labels]
             )
-            for part in (self.train, self.validation)
-        ]
-        return replace(self, train=parts[0], validation=parts[1]), mean, deviation
+            for name, part in self.parts().items()
+        }
+        return self.with_parts(parts), mean, deviation
 
     def balanced_weights(self) -> list[float]:
         """Return what each class has to weigh so that all weigh the same: examples / (classes × those of the class).
@@ -201,8 +212,8 @@ def read_labelled(
     - maps also: STSSD shards with a column `mask`: of every set the bytes of its classes (see `stored_mask`) on the
       pixels of its first image.
 
-    Which part a set belongs to is told by folders `train` and `validation` that each are as above, by a column `split`,
-    or drawn.
+    Which part a set belongs to is told by folders `train`, `validation` and `test` that each are as above, or by a
+    column `split`; what is not told is drawn: of all sets, or of `train` where that and `test` are told.
 
     Args:
         task: "classification", "segmentation" or "change".
@@ -261,8 +272,11 @@ def read_labelled(
         found = _from_shards(task, path, ignore)
     else:
         parts = [split for split in SPLITS if (path / split).is_dir()]
-        if len(parts) == 1:
-            raise ValueError(f"{path}: has a folder {parts[0]!r} alone; make 'train' and 'validation', or neither.")
+        if parts and ("train" not in parts or len(parts) == 1):
+            raise ValueError(
+                f"{path}: has {' and '.join(map(repr, parts))} alone of the folders train, validation and test; make"
+                " 'train' and one of the others, or none."
+            )
         roots: list[tuple[Path, str | None]] = [(path / split, split) for split in parts] or [(path, None)]
         found = [one for root, split in roots for one in find(root, split=split)]
     return assemble(task, found, classes, validation, seed)
@@ -275,6 +289,7 @@ def from_dataset(
     mapping: Callable[[Any], tuple[ImageSet, Any]],
     *,
     classes: Sequence[str] | None = None,
+    test: Any = None,
 ) -> LabelledData:
     """Take labelled image sets from any `datasets` data set, or any sequence.
 
@@ -282,17 +297,18 @@ def from_dataset(
         task: "classification", "segmentation" or "change".
         train: Examples to learn from: a data set with a length, such as `datasets.Dataset`, or an iterable, which is
             kept in memory.
-        validation: Examples to judge by.
+        validation: Examples to choose the best epoch by.
         mapping: From an example to an image set and its label: the name of a class or its number, a list of names, a
             float or a list of floats (regression), or (height, width) classes on the anchor's pixels, `IGNORED` (255)
             where there is none. It is called for every example once for the label, and again when the images are used.
         classes: Names of all classes; None takes those found in the training part.
+        test: Examples for the scores to tell of; None if there are none.
 
     Raises:
         ValueError: As `read_labelled`.
     """
     found = []
-    for split, examples in zip(SPLITS, (train, validation), strict=True):
+    for split, examples in zip(SPLITS, (train, validation, () if test is None else test), strict=True):
         examples = examples if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") else list(examples)
         for index in range(len(examples)):
             image_set, label = mapping(examples[index])
@@ -354,37 +370,37 @@ def assemble(
     if not found:
         raise ValueError("There are no labelled images; give some to learn from.")
     problem = problem_of(task, found, classes)
-    is_validation = _validation_part(found, problem, validation, seed)
-    names, numbers = encode_labels(problem, found, is_validation, classes, change=task == CHANGE)
-    parts = []
-    for chosen in (np.flatnonzero(~is_validation).tolist(), np.flatnonzero(is_validation).tolist()):
+    splits = _splits(found, problem, validation, seed)
+    names, numbers = encode_labels(problem, found, splits == "train", classes, change=task == CHANGE)
+    parts = {}
+    for split in SPLITS:
+        chosen = np.flatnonzero(splits == split).tolist()
         sets = [found[at] for at in chosen]
-        parts.append(
-            LabelledSets([one.name for one in sets], [one.read for one in sets], [numbers[at] for at in chosen])
+        parts[split] = LabelledSets(
+            [one.name for one in sets], [one.read for one in sets], [numbers[at] for at in chosen]
         )
-    return LabelledData(task, problem, names, *parts)
+    return LabelledData(task, problem, names, parts["train"], parts["validation"], parts["test"] or None)
 
 
-def _validation_part(found: Sequence[LabelledFiles], problem: str, share: float, seed: int) -> np.ndarray:
-    """Return which sets are for validation, (N,) bool: as the files say, else a share of each class, drawn."""
+def _splits(found: Sequence[LabelledFiles], problem: str, share: float, seed: int) -> np.ndarray:
+    """Return the part of every set, (N,) texts: as the files say; validation, if none say it, a share of each class."""
     told = [one.split for one in found]
-    if any(told):
-        if not all(told):
-            unsure = found[told.index(None)].name
-            raise ValueError(f"{unsure}: is of no split while others are; say 'train' or 'validation' of all or none.")
-        is_validation = np.array([split == "validation" for split in told])
-    else:
+    if any(told) and not all(told):
+        unsure = found[told.index(None)].name
+        raise ValueError(f"{unsure}: is of no split while others are; say 'train', 'validation' or 'test' of all.")
+    splits = np.array([split or "train" for split in told], dtype=f"<U{max(map(len, SPLITS))}")
+    if "validation" not in told:
         if not 0 < share < 1:
             raise ValueError(f"validation={share} must be a share of the sets, between 0 and 1.")
         generator = np.random.default_rng(seed)
         labels = [str(one.label) if problem == SINGLE and not isinstance(one.label, Mask) else "" for one in found]
-        is_validation = np.zeros(len(found), bool)
+        drawn_from = splits == "train"
         for label in sorted(set(labels)):
-            members = generator.permutation([index for index, other in enumerate(labels) if other == label])
+            members = [index for index, other in enumerate(labels) if other == label and drawn_from[index]]
             # One at least of each class is for each part, as long as there are two.
             count = min(max(1, round(share * len(members))), len(members) - 1)
-            is_validation[members[:count]] = True
-    for part, sets in (("train", ~is_validation), ("validation", is_validation)):
-        if not sets.any():
+            splits[generator.permutation(members)[: max(count, 0)].astype(int)] = "validation"
+    for part in ("train", "validation"):
+        if part not in splits:
             raise ValueError(f"No set of {len(found)} is for {part}; give more images, or split them yourself.")
-    return is_validation
+    return splits

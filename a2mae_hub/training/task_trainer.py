@@ -105,6 +105,7 @@ class TaskTrainer(Trainer):
         layer_decay: As in `parameter_groups`.
         head_learning_rate: Of the head; None takes the learning rate of all.
         mixup: What mixes the sets of a batch; None mixes none.
+        test_dataset: As `eval_dataset`, for the scores of the end; None if there are none.
         **kwargs: What else a Trainer takes.
     """
 
@@ -119,17 +120,18 @@ class TaskTrainer(Trainer):
         values: tuple[np.ndarray, np.ndarray] | None = None,
         head_learning_rate: float | None = None,
         mixup: Mixup | None = None,
+        test_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, collators[0], compute_metrics=self.scores, **kwargs)
         self.collators, self.data, self.layer_decay, self.values = collators, data, layer_decay, values
-        self.head_learning_rate, self.mixup = head_learning_rate, mixup
+        self.head_learning_rate, self.mixup, self.test_dataset = head_learning_rate, mixup, test_dataset
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return the loader of the validation part, which is not augmented."""
+        """Return the loader of the validation part, or of another one; neither is augmented."""
         self.data_collator = self.collators[1]
         try:
             return super().get_eval_dataloader(eval_dataset)

@@ -83,6 +83,40 @@ def test_folders_train_and_validation_are_the_split(tmp_path):
     assert names_of(data.validation) == ["d.tif", "d.tif", "e.tif", "e.tif"]
 
 
+def test_with_a_folder_test_the_validation_part_is_drawn_from_the_folder_train(tmp_path):
+    for split, names in (("train", "abcd"), ("test", "ef")):
+        for name in names:
+            for label in ("x", "y"):
+                write_image(tmp_path / split / label / f"{name}.tif")
+    data = read_labelled("classification", tmp_path, validation=0.25)
+    assert sorted(names_of(data.test)) == ["e.tif", "e.tif", "f.tif", "f.tif"]
+    assert sorted(names_of(data.train) + names_of(data.validation)) == sorted(f"{name}.tif" for name in "aabbccdd")
+    assert sorted(int(label) for label in data.validation.labels) == [0, 1]
+
+
+def test_without_a_test_part_there_is_none(class_folders):
+    data = read_labelled("classification", class_folders)
+    assert data.test is None and set(data.parts()) == {"train", "validation"}
+
+
+def test_a_column_tells_the_part_of_every_image(tmp_path):
+    parts = ["train", "test", "validation", "train", "test", "train"]
+    lines = ["file,label,split"]
+    for number, part in enumerate(parts):
+        write_image(tmp_path / f"{number}.tif")
+        lines.append(f"{number}.tif,{'ab'[number % 2]},{part}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines))
+    data = read_labelled("classification", table)
+    assert {name: names_of(part) for name, part in data.parts().items()} == {
+        "train": ["0.tif", "3.tif", "5.tif"],
+        "validation": ["2.tif"],
+        "test": ["1.tif", "4.tif"],
+    }
+    table.write_text("\n".join(lines).replace("validation", "dev"))
+    refused("'dev' is none of train, validation and test", "classification", table)
+
+
 def test_a_folder_in_a_class_is_one_set_of_several_dates(tmp_path):
     for label in ("x", "y"):
         for place in ("1", "2"):
@@ -228,6 +262,8 @@ def test_any_data_set_through_a_mapping():
     data = from_dataset("classification", train, validation, partial(mapping, lead=1))
     assert data.classes == ["a", "b"]
     assert [int(data.validation[index].image_set[0].pixels[0, 0, 0]) for index in range(2)] == [1004, 1005]
+    tested = from_dataset("classification", train, rows[4:5], partial(mapping, lead=1), test=rows[5:])
+    assert int(tested.test[0].image_set[0].pixels[0, 0, 0]) == 1005
 
 
 def test_balanced_weights_are_those_of_scikit_learn(class_folders):
@@ -351,9 +387,11 @@ def test_one_class_is_too_few(pairs):
     refused("one class alone", "segmentation", pairs, ignore=[5, 9])
 
 
-def test_one_part_alone_is_no_split(tmp_path):
-    write_image(tmp_path / "train" / "x" / "0.tif")
-    refused("'train' alone", "classification", tmp_path)
+@pytest.mark.parametrize("parts", [["train"], ["validation"], ["validation", "test"]])
+def test_parts_without_one_to_learn_from_or_to_judge_by_are_no_split(tmp_path, parts):
+    for part in parts:
+        write_image(tmp_path / part / "x" / "0.tif")
+    refused(f"{' and '.join(map(repr, parts))} alone", "classification", tmp_path)
 
 
 def test_a_task_that_is_none(tmp_path):

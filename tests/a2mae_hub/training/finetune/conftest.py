@@ -53,11 +53,12 @@ def field() -> Callable[[int], np.ndarray]:
 
 @pytest.fixture
 def labelled() -> Callable[..., LabelledData]:
-    """A function from what is asked to 12 sets for training and 4 for validation."""
+    """A function from what is asked to 12 sets for training and 4 for validation, and 3 for a test if asked."""
 
-    def make(task: str = "classification") -> LabelledData:
+    def make(task: str = "classification", *, tested: bool = False) -> LabelledData:
         name = task if task in ("segmentation", "change") else "classification"
-        return from_dataset(name, range(12), range(12, 16), lambda number: example(task, number))
+        test = range(16, 19) if tested else None
+        return from_dataset(name, range(12), range(12, 16), lambda number: example(task, number), test=test)
 
     return make
 

@@ -18,10 +18,11 @@ from a2mae_hub.training.task_batches import TaskCollator
 from a2mae_hub.training.task_models import make_model
 
 
-def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData) -> dict[str, float]:
+def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData, part: str) -> dict[str, float]:
     """Judge a model that was loaded from a folder, without a Trainer."""
     collate = TaskCollator(A2MAEImageProcessor.from_pretrained(folder))
-    batch = collate([data.validation[index] for index in range(len(data.validation))])
+    sets = data.parts()[part]
+    batch = collate([sets[index] for index in range(len(sets))])
     batch.pop("indices")
     with torch.no_grad():
         logits = model.eval()(**batch).logits
@@ -44,7 +45,7 @@ def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
 ):
     if mode == "lora":
         pytest.importorskip("peft", reason="needs the extra [peft]")
-    data = labelled(task)
+    data = labelled(task, tested=True)
     # The features of a frozen encoder are random here, and its head needs longer.
     epochs = 20 if mode == "frozen" else 14
     settings = {"epochs": epochs, "batch_size": 4, "learning_rate": 1e-2, "layer_decay": 0.9}
@@ -52,9 +53,11 @@ def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
     assert report["scores"][score] >= least
     model = auto_class.from_pretrained(tmp_path / "run")
     assert model.config.id2label == dict(enumerate(data.classes))
-    assert scores_of(model, tmp_path / "run", data) == pytest.approx(report["scores"], abs=2e-3)
-    best = max(entry[f"eval_{score}"] for entry in report["curve"] if f"eval_{score}" in entry)
-    assert report["scores"][score] == pytest.approx(best)
+    assert scores_of(model, tmp_path / "run", data, "validation") == pytest.approx(report["scores"], abs=2e-3)
+    assert scores_of(model, tmp_path / "run", data, "test") == pytest.approx(report["test_scores"], abs=2e-3)
+    by_epoch = [entry[f"eval_{score}"] for entry in report["curve"] if f"eval_{score}" in entry]
+    assert report["scores"][score] == pytest.approx(max(by_epoch))
+    assert len(by_epoch) == epochs
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
 )
 @pytest.mark.parametrize("mode", ["full", "frozen"])
 def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, score, problem, mode):
-    data = labelled(task)
+    data = labelled(task, tested=True)
     report = finetune(
         data, tmp_path / "run", config=config, mode=mode, epochs=20, batch_size=4, learning_rate=5e-3, layer_decay=0.9
     )
@@ -74,6 +77,7 @@ def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, 
     assert model.config.problem_type == problem
     # Values are 0 and 3: their deviation is 1.5.
     assert report["scores"][score] < 1 if problem == "regression" else report["scores"][score] == 1
+    assert scores_of(model, tmp_path / "run", data, "test") == pytest.approx(report["test_scores"], abs=2e-3)
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "change"])

@@ -124,6 +124,16 @@ def test_the_card_tells_what_was_measured_and_no_path_of_this_machine(labelled, 
     assert str(tmp_path) not in card
 
 
+def test_the_card_tells_the_scores_of_the_test_part_where_there_is_one(labelled, config, tmp_path):
+    report = finetune(labelled("segmentation", tested=True), tmp_path / "run", config=config, epochs=1, name="wood")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "On 3 image sets kept for test; the best epoch was chosen by 4 others." in card
+    assert f"| wood | mean iou | {report['test_scores']['mean_iou']:.3f} |" in card
+    [task] = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
+    assert task["split"] == "test"
+    assert task["scores"]["mean iou"]["model"] == report["test_scores"]["mean_iou"]
+
+
 def test_a_push_takes_the_folder_as_it_is(labelled, config, tmp_path, monkeypatch):
     from a2mae_hub.conversion import hub_plan
 
