@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,8 +88,16 @@ class LabelledSets(torch.utils.data.Dataset):
             seed: Of the order of sets of the same size; None keeps it.
         """
         order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        order = order[np.argsort([self.labels[place].size for place in order], kind="stable")]
-        return LabelledSets(*([values[place] for place in order] for values in (self.names, self.readers, self.labels)))
+        return self.select(order[np.argsort([self.labels[place].size for place in order], kind="stable")])
+
+    def select(self, places: Iterable[int]) -> LabelledSets:
+        """Return the sets at some places, in that order."""
+        places = [int(place) for place in places]
+        return LabelledSets(
+            [self.names[place] for place in places],
+            [self.readers[place] for place in places],
+            [self.labels[place] for place in places],
+        )
 
     def __getitem__(self, index: int) -> LabelledSet:
         """Read a set.
