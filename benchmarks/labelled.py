@@ -74,7 +74,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Of which boosted trees take what is best in validation, beside 200 trees that learn at a rate of 0.1.
 TREES: tuple[dict[str, Any], ...] = ({}, {"class_weight": "balanced"}, {"learning_rate": 0.03})
-METHODS = ("full", "frozen", "lora", "scratch", "boosted trees")
+METHODS = ("full", "lora", "frozen", "scratch", "boosted trees")
 
 
 def eurosat_rgb(data: Path) -> list[LabelledData]:
@@ -267,16 +267,16 @@ def pixel_numbers(image_set: ImageSet) -> np.ndarray:
 
 
 def print_table(runs: list[dict[str, Any]]) -> None:
-    """Print mean and deviation over the seeds, a row a task, a column a method."""
-    print(f"{'task':<24}{'score':<16}" + "".join(f"{method:>18}" for method in METHODS))
+    """Print mean and deviation over the seeds in Markdown, a row a task, a column a method."""
+    print("| task | score | " + " | ".join(METHODS) + " |\n" + "|---" * (len(METHODS) + 2) + "|")
     for name, score in SCORES.items():
         cells = []
         for method in METHODS:
             values = [run["scores"][score] for run in runs if (run["task"], run["method"]) == (name, method)]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{np.mean(values):.3f} ± {spread:.3f}" if values else "")
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "")
         if any(cells):
-            print(f"{name:<24}{score:<16}" + "".join(f"{cell:>18}" for cell in cells))
+            print(f"| {name} | {score.replace('_', ' ')} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:
