@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from .checkpoints import DEFAULT, embedded
 from .checkpoints import checkpoint as embedded_checkpoint
@@ -99,9 +103,10 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
         kind = A2MAEConfig.get_config_dict(name)[0].get("model_type")
         if kind != A2MAEConfig.model_type:
             raise ValueError(f"{name}: a checkpoint of {kind!r}, not of {A2MAEConfig.model_type!r}; convert it first.")
-        model, report = A2MAEForPreTraining.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with quiet_loading():
+            model, report = A2MAEForPreTraining.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True
+            )
         processor = A2MAEImageProcessor.from_pretrained(name, **settings)
     except StrictDataclassError as error:
         raise ValueError(
@@ -128,6 +133,32 @@ def load_checkpoint(name: str | os.PathLike[str] | None = None, *, size: int | N
         )
     has_decoder = not any(key.startswith("decoder.") for key in report["missing_keys"])
     return Checkpoint(called, model.eval(), processor, has_decoder)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers from listing weights that a checkpoint of another head lacks; we say what matters of them."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def read_beside(name: str | os.PathLike[str], file: str) -> dict[str, Any] | None:
+    """Return what a file of JSON beside the weights of a checkpoint holds, None where there is none.
+
+    Args:
+        name: Folder, name of a checkpoint of the package, or id on the Hugging Face Hub.
+        file: Its name.
+    """
+    called = os.fspath(name)
+    folder = embedded_checkpoint(called) if called in embedded() and not os.path.isdir(called) else called
+    path = cached_file(
+        folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:

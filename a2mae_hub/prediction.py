@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import csv
 import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import transformers
 
 from . import inference
 from .images import ImageSet
 from .modeling import tasks_a2mae
 from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
+from .modeling.sensors_a2mae import Sensor
 from .modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
 from .scene_files import Scene
 from .whole_files import write_atomically
@@ -79,9 +78,8 @@ def load_task_checkpoint(name: str | os.PathLike[str]) -> TaskCheckpoint:
     architecture = next(iter(A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []), None)
     if architecture not in known:
         raise ValueError(f"{name}: is not fine-tuned for a task ({architecture}); `a2mae finetune` does that.")
-    verbosity = transformers.logging.get_verbosity()
-    model, report = known[architecture].from_pretrained(folder, output_loading_info=True)
-    transformers.logging.set_verbosity(verbosity)
+    with inference.quiet_loading():
+        model, report = known[architecture].from_pretrained(folder, output_loading_info=True)
     if report["missing_keys"]:
         raise ValueError(f"{name}: lacks {len(report['missing_keys'])} weights of its head; save or download it again.")
     processor = loaded.processor
@@ -89,9 +87,9 @@ def load_task_checkpoint(name: str | os.PathLike[str]) -> TaskCheckpoint:
 
 
 def known_inputs(name: str | os.PathLike[str] | None) -> dict[str, list[str]]:
-    """Return the bands of each sensor that a checkpoint in a folder was fine-tuned on; none where it does not say."""
-    path = Path(name or "") / FINETUNING
-    return json.loads(path.read_text(encoding="utf-8")).get("inputs", {}) if path.is_file() else {}
+    """Return the bands of each sensor that a checkpoint was fine-tuned on; none where it does not say."""
+    report = None if name is None else inference.read_beside(name, FINETUNING)
+    return {} if report is None else report.get("inputs", {})
 
 
 def inputs_of(image_sets: Iterable[ImageSet]) -> dict[str, list[str]]:
@@ -134,6 +132,24 @@ def differing_inputs(known: Mapping[str, Sequence[str]], given: Mapping[str, Seq
         if absent or new:
             parts = [f"without {' '.join(absent)}"] * bool(absent) + [f"with {' '.join(new)} besides"] * bool(new)
             notes.append(f"{sensor}: {' and '.join(parts)}, other bands than the checkpoint was fine-tuned on.")
+    return notes
+
+
+def absent_bands(sensors: Iterable[Sensor], given: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say which bands of its sensors a checkpoint is not given.
+
+    Args:
+        sensors: Those that it knows.
+        given: Bands of each sensor that the images have.
+
+    Returns:
+        One sentence per sensor that lacks some.
+    """
+    notes = []
+    for sensor in sensors:
+        absent = [band.name for band in sensor.bands if band.name not in given.get(sensor.name, ())]
+        if sensor.name in given and absent:
+            notes.append(f"{sensor.name}: without {' '.join(absent)}, which the checkpoint knows and can do without.")
     return notes
 
 

@@ -135,7 +135,9 @@ def model_card(
 
 
 def count_parameters(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return the numbers of parameters of the encoder and of all else (decoder, projector) in a folder's weights.
+    """Return the numbers of parameters of the encoder and of decoder and projector in a folder's weights.
+
+    The head of a task is neither.
 
     Raises:
         FileNotFoundError: If the folder has no weights.
@@ -153,9 +155,10 @@ def count_parameters(folder: str | os.PathLike[str]) -> tuple[int, int]:
                 sizes = {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path}: cannot be read ({error}); save or download the checkpoint again.") from error
-        outside = {name: size for name, size in sizes.items() if name.startswith(("decoder.", "projector."))}
-        rest += sum(outside.values())
-        encoder += sum(sizes.values()) - sum(outside.values())
+        heads = {name for name in sizes if name.startswith(("classifier.", "decode_head."))}
+        outside = {name for name in sizes if name.startswith(("decoder.", "projector."))}
+        rest += sum(sizes[name] for name in outside)
+        encoder += sum(size for name, size in sizes.items() if name not in heads | outside)
     return encoder, rest
 
 

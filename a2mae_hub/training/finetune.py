@@ -12,7 +12,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,14 +28,14 @@ from a2mae_hub.checkpoints import DEFAULT
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
-from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
+from a2mae_hub.prediction import FINETUNING, absent_bands, differing_inputs, inputs_of, known_inputs
 from a2mae_hub.whole_files import write_atomically
 
 from .callbacks import SeedEveryStep
 from .finetuned_card import write_card
 from .frozen import EncodedMaps, EncodedSets, HeadOnFeatures, encode, whole_batch
 from .label_files import CLASSIFICATION, REGRESSION
-from .labelled import LabelledData
+from .labelled import LabelledData, LabelledSets
 from .metrics import leading_score
 from .pretrain import config_fields, told_by_worker
 from .processes import check_divisible, num_processes, share_batch
@@ -81,7 +83,8 @@ def finetune(
     AdamW with weight decay 0.05 on matrices, gradients clipped at norm 1, the learning rate warmed up over a twentieth
     of the steps and lowered along a cosine; bfloat16 where a CUDA device has it. After every epoch the validation part
     is judged, and what did best there is kept: accuracy of classes, mean average precision of several labels a set,
-    root mean squared error of values, mean IoU of a segmentation, F1 of change. That is then judged on the test part.
+    root mean squared error of values, mean IoU of a segmentation, F1 of change. That is saved, and then judged on the
+    test part.
 
     Args:
         data: As `read_labelled` or `from_dataset` returns it.
@@ -113,13 +116,15 @@ def finetune(
 
     Returns:
         What `finetuning.json` holds: settings, classes, inputs, scores of the validation part, test_scores of the test
-        part (None without one), best_epoch, curve (loss of training and scores of validation by epoch), seconds,
-        trained_parameters, device, versions and notes (what of the images the checkpoint did not know).
+        part (None without one), best_epoch, curve (loss of training and scores of validation by epoch), seconds (since
+        the run was begun, or last resumed), is_resumed, trained_parameters, device, versions and notes (what of the
+        images the checkpoint did not know).
 
     Raises:
         FileNotFoundError: If the checkpoint is not there.
         ImportError: If peft is not installed and asked for.
-        ValueError: If an argument is out of range, the output folder holds another run, or the loss becomes NaN.
+        ValueError: If an argument is out of range, the output folder holds another run, an image cannot be read, or the
+            loss becomes NaN.
     """
     output = Path(output)
     is_map = data.task != CLASSIFICATION
@@ -161,58 +166,98 @@ def finetune(
     finished = _begin(output, settings)
     if finished is not None:
         return finished
-    inputs = inputs_of(data.train[index].image_set for index in _spread(len(data.train), _EXAMPLES))
-    notes += differing_inputs(known_inputs(settings["checkpoint"]), inputs)
+    inputs = _inputs(data.train)
+    known = known_inputs(settings["checkpoint"])
+    if settings["checkpoint"] is not None:
+        notes += differing_inputs(known, inputs) if known else absent_bands(processor.sensors, inputs)
+    notes += [
+        f"In {name}: {note}"
+        for name, part in data.parts().items()
+        if name != "train"
+        for note in differing_inputs(inputs, _inputs(part))
+    ]
     values = None
     if data.problem_type == REGRESSION:
         # Learning rates suit values around 1, whatever their unit.
         data, *values = data.standardised()
-    collator = TaskCollator(processor, augment=settings["augment"], side=side, seed=seed)
+    augmented = TaskCollator(processor, augment=settings["augment"], side=side, seed=seed)
+    collators = augmented, TaskCollator(processor)
     arguments = _arguments(output, settings, data, report_to)
-    trainer = _trainer(data, model, processor, (collator, TaskCollator(processor)), arguments, settings, values)
+    trainer = _trainer(data, model, processor, collators, arguments, settings, values)
+    stopped = _last_checkpoint(output)
     started = time.perf_counter()
-    try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(output))
-    except ValueError as error:
-        sentence = told_by_worker(error)
-        if sentence is None:
-            raise
-        raise ValueError(sentence) from None
+    with _sentences_of_workers():
+        trainer.train(resume_from_checkpoint=stopped)
     seconds = time.perf_counter() - started
     trained = cast(torch.nn.Module, trainer.model)
+    trained_parameters = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
     history = list(trainer.state.log_history)
     leading = f"eval_{leading_score(data.task, data.problem_type)[0]}"
     best = next((entry["epoch"] for entry in history if entry.get(leading) == trainer.state.best_metric), None)
+    test_scores = None
+    try:
+        with _sentences_of_workers():
+            scores = _scores(trainer.evaluate(), "eval_")
+            if data.test is not None:
+                tested = _prepared(model, data.test.by_size() if is_map else data.test, collators[1], settings)
+                test_scores = _scores(trainer.evaluate(tested, metric_key_prefix="test"), "test_")
+    finally:
+        # Even where an image of the test part cannot be read the training was not in vain.
+        if mode == LORA:
+            model = trained.merge_and_unload()  # type: ignore[operator]
+        if values is not None:
+            rescale(model, *values)
+        if trainer.is_world_process_zero():
+            model.eval().save_pretrained(output)
+            processor.save_pretrained(output)
     report = {
         "settings": settings,
         "classes": data.classes,
         "inputs": inputs,
-        "scores": _scores(trainer.evaluate()),
-        "test_scores": None if trainer.test_dataset is None else _scores(trainer.evaluate(trainer.test_dataset)),
+        "scores": scores,
+        "test_scores": test_scores,
         "best_epoch": best,
         "curve": [entry for entry in history if "loss" in entry or leading in entry],
         "seconds": seconds,
-        "trained_parameters": sum(weight.numel() for weight in trained.parameters() if weight.requires_grad),
+        "is_resumed": stopped is not None,
+        "trained_parameters": trained_parameters,
         "device": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else trainer.args.device.type,
         "versions": {"a2mae-hub": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "notes": notes,
     }
-    if mode == LORA:
-        model = trained.merge_and_unload()  # type: ignore[operator]
-    if values is not None:
-        rescale(model, *values)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(output)
-        processor.save_pretrained(output)
         write_card(output, report)
         write_atomically(output / FINETUNING, json.dumps(report, indent=1))
     return report
 
 
-def _scores(found: Mapping[str, float]) -> dict[str, float]:
+@contextmanager
+def _sentences_of_workers() -> Iterator[None]:
+    """Raise what a process that reads images found wrong as the sentence it is, without the traceback in between."""
+    try:
+        yield
+    except ValueError as error:
+        sentence = told_by_worker(error)
+        if sentence is None:
+            raise
+        raise ValueError(sentence) from None
+
+
+def _scores(found: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Return what a Trainer says of a part, but for loss and times."""
     others = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    return {key[5:]: found[key] for key in found if key.startswith("eval_") and key[5:] not in others}
+    scores = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    return {key: value for key, value in scores.items() if key not in others}
+
+
+def _prepared(
+    model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, settings: Mapping[str, Any]
+) -> torch.utils.data.Dataset:
+    """Return a part of the data as the Trainer takes it: of a frozen encoder what that says, computed once."""
+    if settings["mode"] != FROZEN:
+        return sets
+    kept = EncodedSets if settings["task"] == CLASSIFICATION else EncodedMaps
+    return kept(encode(model, sets, collator, settings["batch_size"] // num_processes(), settings["workers"]))
 
 
 def _trainer(
@@ -229,10 +274,8 @@ def _trainer(
     is_map, is_frozen = data.task != CLASSIFICATION, settings["mode"] == FROZEN
     if is_map:
         # Maps of a batch are padded to the largest; those of a frozen encoder are the same in every epoch.
-        parts = {name: part.by_size() for name, part in data.parts().items()}
-        parts["train"] = data.train.by_size(settings["seed"]) if is_frozen else data.train
-        data = data.with_parts(parts)
-    datasets: dict[str, Any] = dict(data.parts())
+        ordered = data.train.by_size(settings["seed"]) if is_frozen else data.train
+        data = replace(data, train=ordered, validation=data.validation.by_size())
     if settings["mode"] == LORA:
         with warnings.catch_warnings():
             # peft asks by a name that transformers gives up.
@@ -240,23 +283,23 @@ def _trainer(
             trained = with_adapters(model)
     elif is_frozen:
         model.to(args.device)
-        batch_size, kept = settings["batch_size"], EncodedMaps if is_map else EncodedSets
-        datasets = {name: kept(encode(model, sets, collators[1], batch_size)) for name, sets in datasets.items()}
-        if kept is EncodedMaps:
+        if is_map:
             args.per_device_train_batch_size = args.per_device_eval_batch_size = 1
-        trained, collators = HeadOnFeatures(model), (whole_batch, whole_batch)
+        trained = HeadOnFeatures(model)
     callbacks: list[Any] = [SeedEveryStep(settings["seed"])]
     if settings["patience"] is not None:
         callbacks.append(EarlyStoppingCallback(settings["patience"]))
     mixup = None
     if settings["mixup"] is not None:
         mixup = Mixup(cast(A2MAEForImageClassification, model), settings["mixup"], settings["seed"])
+    train, validation = (_prepared(model, part, collators[1], settings) for part in (data.train, data.validation))
+    if is_frozen:
+        collators = whole_batch, whole_batch
     return TaskTrainer(
         trained,
         args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
-        test_dataset=datasets.get("test"),
+        train_dataset=train,
+        eval_dataset=validation,
         callbacks=callbacks,
         processing_class=processor,
         collators=collators,
@@ -314,6 +357,7 @@ def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         write_atomically(path, json.dumps({"settings": settings}, indent=1))
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
+    found.setdefault("test_scores", None)  # of folders from before there was a test part
     ours = json.loads(json.dumps(settings))
     for key, value in ours.items():
         before = found["settings"].get(key)
@@ -388,6 +432,8 @@ def _fingerprint(data: LabelledData) -> str:
     return digest.hexdigest()[:16]
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Return some of the numbers up to a count, evenly spread."""
-    return sorted({round(at) for at in np.linspace(0, count - 1, min(count, most))})
+def _inputs(sets: LabelledSets) -> dict[str, list[str]]:
+    """Return the bands of each sensor that some of the sets have, evenly spread."""
+    count = len(sets)
+    places = sorted({round(at) for at in np.linspace(0, count - 1, min(count, _EXAMPLES))})
+    return inputs_of(sets[place].image_set for place in places)

@@ -32,7 +32,11 @@ from a2mae_hub.image_options import (
 def finetune(
     task: Annotated[str, typer.Argument(help="classification, segmentation or change.", show_default=False)],
     data: Annotated[
-        Path, typer.Argument(help="Folder (see docs/finetuning.md), CSV, GeoJSON or shards.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder (docs/finetuning.md), CSV, GeoJSON or shards; with train, validation and test or not.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the model; named again, goes on.", show_default=False)
@@ -52,7 +56,9 @@ def finetune(
     label_band: Annotated[int, typer.Option(help="Band of the masks, counted from 1.")] = 1,
     ignore: Annotated[str | None, typer.Option(help="Numbers of masks that mean no label, comma separated.")] = None,
     classes: Annotated[str | None, typer.Option(help="All classes: a,b,c; of masks also 0=land,1=water.")] = None,
-    validation: Annotated[float, typer.Option(help="Share kept for validation, where the data does not say.")] = 0.2,
+    validation: Annotated[
+        float, typer.Option(help="Share kept for validation, where the data has no such part.")
+    ] = 0.2,
     sensor: SensorName = None,
     bands: BandNames = None,
     scale: Scale = None,

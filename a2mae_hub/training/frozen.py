@@ -90,7 +90,9 @@ def is_classifier(model: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def encode(model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, batch_size: int) -> list[dict[str, Any]]:
+def encode(
+    model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, batch_size: int, workers: int = 0
+) -> list[dict[str, Any]]:
     """Run the encoder over image sets once.
 
     Args:
@@ -98,13 +100,14 @@ def encode(model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, ba
         sets: The image sets.
         collator: Makes batches of them.
         batch_size: Sets to a batch.
+        workers: Processes that prepare batches; 0 prepares them in between.
 
     Returns:
         Batches on the processor: labels, indices, and `pooler_output` (B, D); or, for maps, `states` by number of the
         layer (those the head reads), and what else the head reads of a batch.
     """
     model.eval()
-    loader: DataLoader = DataLoader(sets, batch_size, collate_fn=collator)
+    loader: DataLoader = DataLoader(sets, batch_size, collate_fn=collator, num_workers=workers)
     encoded = []
     for batch in loader:
         kept: dict[str, Any] = {key: batch.pop(key) for key in ("labels", "indices")}

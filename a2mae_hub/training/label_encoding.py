@@ -84,13 +84,14 @@ def encode_labels(
     is_mask = isinstance(found[0].label, Mask)
     known = _names(keys, is_train, classes, is_mask, change)
     trained: set[Any] = set()
+    way_out = ("split in another way" if classes is None else "name it among classes") + ", or leave it out."
     for one, own, learnt in zip(found, keys, is_train, strict=True):
         for key in own:
             if key not in known:
                 raise ValueError(
                     f"{_source(one)}: the class {key!r} is none of {', '.join(map(repr, list(known)[:20]))}"
                     + (", those of the training part; " if classes is None else "; ")
-                    + ("ignore it, or split in another way." if is_mask else "name it among classes, or leave it out.")
+                    + ("ignore it, or split in another way." if is_mask else way_out)
                 )
         if learnt:
             trained |= own

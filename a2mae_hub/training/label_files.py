@@ -32,6 +32,7 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 IGNORED = 255
 """Label of pixels without one; masks have fewer classes than that."""
 SPLITS = ("train", "validation", "test")
+_SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "val": "validation", "testing": "test"}
 _MASK_SUFFIXES = (*RASTER_SUFFIXES, ".png")
 _FILE_COLUMNS = ("file", "file_name", "filename", "image", "path", "name")
 
@@ -76,7 +77,39 @@ class LabelledFiles(NamedTuple):
     name: str
     read: Callable[[], ImageSet]
     label: Any  # a text, a number, a list of either, or a `Mask`
-    split: str | None  # "train" or "validation" where the files say so
+    split: str | None  # one of `SPLITS` where the files say so
+
+
+def split_named(name: str) -> str | None:
+    """Return the part of the data that a folder or a cell names, None if it is none of `SPLITS`."""
+    return _SPLIT_NAMES.get(name.strip().lower())
+
+
+def find_split_folders(root: Path) -> list[tuple[Path, str | None]]:
+    """Return the folders of the parts of the data, with what each is for; the folder itself where it has none.
+
+    Raises:
+        ValueError: If parts are missing, there are two of one, or there are other folders beside them; names them.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path: split_named(path.name) for path in folders}
+    parts = [split for split in found.values() if split is not None]
+    if not parts:
+        return [(root, None)]
+    named = " and ".join(repr(path.name) for path, split in found.items() if split is not None)
+    if "train" not in parts or len(set(parts)) == 1:
+        raise ValueError(
+            f"{root}: has {named} alone of the folders train, validation and test; make 'train' and one of the others,"
+            " or none."
+        )
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{root}: has {named}, two of them for one part; put these into one folder.")
+    others = [path.name for path, split in found.items() if split is None]
+    if others:
+        raise ValueError(
+            f"{root}: has a folder {others[0]!r} beside {named}; call it train, validation or test, or move it."
+        )
+    return list(found.items())
 
 
 def find_class_folders(root: Path, declaration: Declaration, split: str | None = None) -> Iterator[LabelledFiles]:
@@ -103,7 +136,7 @@ def find_table_rows(path: Path, declaration: Declaration) -> Iterator[LabelledFi
 
     Its columns (properties of features) are the file or folder of images, relative to the table, under one of the names
     file, file_name, filename, image, path or name (several separated by ";" are one set); `label`, which several
-    separated by ";" may make up; and `split` where the table says which rows are for validation.
+    separated by ";" may make up; and `split` where the table says which rows are for training, validation and test.
 
     Raises:
         FileNotFoundError: If an image is not there; names the row.
@@ -119,15 +152,17 @@ def find_table_rows(path: Path, declaration: Declaration) -> Iterator[LabelledFi
     for number, row in enumerate(rows, start=1):
         where = f"{path}: row {number}"
         label = row.get("label")
-        if label is None or label == "" or label != label:  # NaN is what pandas writes for nothing
+        is_blank = isinstance(label, str) and not label.replace(";", "").strip()
+        if label is None or is_blank or label != label:  # NaN is what pandas writes for nothing
             raise ValueError(f"{where}: {row.get(file_column)} has no label; give one, or remove the row.")
-        split = row.get("split") or None
-        if split is not None and split not in SPLITS:
-            raise ValueError(f"{where}: the split {split!r} is none of train, validation and test; correct it.")
+        told = row.get("split")
+        split = split_named(str(told)) if told else None
+        if told and split is None:
+            raise ValueError(f"{where}: the split {told!r} is none of train, validation and test; correct it.")
         names = [name.strip() for name in str(row.get(file_column) or "").split(";")]
-        paths = [os.fspath(path.parent / name) for name in names]
+        paths = [name if _is_remote(name) else os.fspath(path.parent / name) for name in names]
         for name, file in zip(names, paths, strict=True):
-            if not name or not (os.path.exists(file) or "/vsi" in name or "://" in name):
+            if not name or not (os.path.exists(file) or _is_remote(name)):
                 raise FileNotFoundError(f"{where}: there is no image {file}; correct the column {file_column!r}.")
         yield LabelledFiles(names[0], partial(declaration.read, paths, names[0]), _typed(label), split)
 
@@ -147,8 +182,15 @@ def _table(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: is no CSV or GeoJSON with a row for every image ({one_line(error)}).") from error
 
 
+def _is_remote(name: str) -> bool:
+    """Return whether a file is one that GDAL reaches otherwise than as a path of this machine."""
+    return "://" in name or name.startswith("/vsi")
+
+
 def _typed(label: Any) -> Any:
     """Return a cell as a number, a text, or a list of either where it has several parts."""
+    if isinstance(label, int):
+        return float(label)  # as in a CSV, where numbers have no types
     if not isinstance(label, str):
         return label
     parts = [_number_or_text(part.strip()) for part in label.split(";") if part.strip()]

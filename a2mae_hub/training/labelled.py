@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from .label_files import (
     Mask,
     find_class_folders,
     find_masked_images,
+    find_split_folders,
     find_table_rows,
+    split_named,
     stored_mask,
 )
 
@@ -151,10 +153,6 @@ class LabelledData:
         parts = {"train": self.train, "validation": self.validation}
         return parts if self.test is None else {**parts, "test": self.test}
 
-    def with_parts(self, parts: Mapping[str, LabelledSets]) -> LabelledData:
-        """Return the same task with other parts."""
-        return replace(self, train=parts["train"], validation=parts["validation"], test=parts.get("test"))
-
     def standardised(self) -> tuple[LabelledData, np.ndarray, np.ndarray]:
         """Return a regression whose values have mean 0 and deviation 1 in the training part, with both of them."""
         values = np.stack(self.train.labels).astype(np.float64)
@@ -166,7 +164,7 @@ class LabelledData:
             )
             for name, part in self.parts().items()
         }
-        return self.with_parts(parts), mean, deviation
+        return LabelledData(self.task, self.problem_type, self.classes, **parts), mean, deviation
 
     def balanced_weights(self) -> list[float]:
         """Return what each class has to weigh so that all weigh the same: examples / (classes × those of the class).
@@ -279,14 +277,7 @@ def read_labelled(
     elif _holds_shards(task, path, (images, before, after, masks)):
         found = _from_shards(task, path, ignore)
     else:
-        parts = [split for split in SPLITS if (path / split).is_dir()]
-        if parts and ("train" not in parts or len(parts) == 1):
-            raise ValueError(
-                f"{path}: has {' and '.join(map(repr, parts))} alone of the folders train, validation and test; make"
-                " 'train' and one of the others, or none."
-            )
-        roots: list[tuple[Path, str | None]] = [(path / split, split) for split in parts] or [(path, None)]
-        found = [one for root, split in roots for one in find(root, split=split)]
+        found = [one for root, split in find_split_folders(path) for one in find(root, split=split)]
     return assemble(task, found, classes, validation, seed)
 
 
@@ -318,6 +309,8 @@ def from_dataset(
     found = []
     for split, examples in zip(SPLITS, (train, validation, () if test is None else test), strict=True):
         examples = examples if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") else list(examples)
+        if not len(examples) and split != "test":
+            raise ValueError(f"There are no examples for {split}; give some.")
         for index in range(len(examples)):
             image_set, label = mapping(examples[index])
             name = image_set.name or f"{split} {index}"
@@ -335,8 +328,7 @@ def _mapped(mapping: Callable[[Any], tuple[ImageSet, Any]], examples: Any, index
 def _holds_shards(task: str, path: Path, patterns: Sequence[str | None]) -> bool:
     """Return whether a folder is one of shards; of maps only where no images and masks are named, or lie as usual."""
     if task != CLASSIFICATION:
-        usual = [path / "masks", *(path / split / "masks" for split in SPLITS)]
-        if any(patterns) or any(folder.is_dir() for folder in usual):
+        if any(patterns) or any(folder.is_dir() for folder in (path / "masks", *path.glob("*/masks"))):
             return False
     return next(path.glob("**/*.parquet"), None) is not None
 
@@ -358,8 +350,7 @@ def _from_shards(task: str, path: Path, ignore: Sequence[float]) -> list[Labelle
         if task != CLASSIFICATION:
             height, width = row["images"][0]["pixels"].shape[1:]
             label = stored_mask(label, (height, width), f"{path}: the set {row['id']}", ignore)
-        split = row["split"] if row["split"] in SPLITS else None
-        found.append(LabelledFiles(row["id"], partial(from_row, row), label, split))
+        found.append(LabelledFiles(row["id"], partial(from_row, row), label, split_named(row["split"] or "")))
     return found
 
 
@@ -379,6 +370,9 @@ def assemble(
         raise ValueError("There are no labelled images; give some to learn from.")
     problem = problem_of(task, found, classes)
     splits = _splits(found, problem, validation, seed)
+    for split in sorted(set(splits)) if task != CLASSIFICATION else ():
+        if not any(one.label.known.any() for one, own in zip(found, splits, strict=True) if own == split):
+            raise ValueError(f"No pixel of the masks for {split} has a label; give some, or leave these masks out.")
     names, numbers = encode_labels(problem, found, splits == "train", classes, change=task == CHANGE)
     parts = {}
     for split in SPLITS:

@@ -92,10 +92,15 @@ def map_scores(task: str, counts: np.ndarray) -> dict[str, float]:
         mean_iou (over the classes that occur in labels or predictions), pixel_accuracy and macro_f1; where there are
         two classes also iou, that of the second. Of change f1, iou and average_precision (0 where nothing changed) of
         what did, and pixel_accuracy.
+
+    Raises:
+        ValueError: If no pixel was counted.
     """
     from sklearn import metrics
 
     rows, columns = counts.nonzero()
+    if not len(rows):
+        raise ValueError("No pixel to be judged has both a label and data; check the masks, and nodata of the images.")
     weights = counts[rows, columns]
     if task == CHANGE:
         predicted = columns >= _BINS // 2

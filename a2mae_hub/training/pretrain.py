@@ -25,11 +25,8 @@ import transformers
 from accelerate import skip_first_batches
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.utils import cached_file
 
 from a2mae_hub import __version__, inference
-from a2mae_hub.checkpoints import checkpoint as embedded_checkpoint
-from a2mae_hub.checkpoints import embedded
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining
@@ -206,7 +203,7 @@ def pretrain(
         "versions": {"a2mae-hub": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "curve": [{key: entry[key] for key in keys} for entry in curve],
     }
-    before = None if checkpoint is None else _report_of(checkpoint)
+    before = None if checkpoint is None else inference.read_beside(checkpoint, _REPORT)
     if before is not None:
         report["before"] = before
     if trainer.is_world_process_zero():
@@ -327,16 +324,6 @@ def _model(
             f"{checkpoint}: its weights do not fit the configuration; change nothing that decides their shapes."
         ) from error
     return model, loaded.processor
-
-
-def _report_of(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return what a checkpoint tells of how it was pre-trained, or None."""
-    name = os.fspath(checkpoint)
-    folder = embedded_checkpoint(name) if name in embedded() and not os.path.isdir(name) else name
-    path = cached_file(
-        folder, _REPORT, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _begin(output: Path, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 from a2mae_hub.modeling.heads_a2mae import SetStandardization
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForImageClassification
 
+from .frozen import EncodedMaps
 from .label_files import CLASSIFICATION
 from .labelled import LabelledData
 from .metrics import classification_scores, count_pixels, map_scores
@@ -105,7 +106,6 @@ class TaskTrainer(Trainer):
         layer_decay: As in `parameter_groups`.
         head_learning_rate: Of the head; None takes the learning rate of all.
         mixup: What mixes the sets of a batch; None mixes none.
-        test_dataset: As `eval_dataset`, for the scores of the end; None if there are none.
         **kwargs: What else a Trainer takes.
     """
 
@@ -120,12 +120,11 @@ class TaskTrainer(Trainer):
         values: tuple[np.ndarray, np.ndarray] | None = None,
         head_learning_rate: float | None = None,
         mixup: Mixup | None = None,
-        test_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, collators[0], compute_metrics=self.scores, **kwargs)
         self.collators, self.data, self.layer_decay, self.values = collators, data, layer_decay, values
-        self.head_learning_rate, self.mixup, self.test_dataset = head_learning_rate, mixup, test_dataset
+        self.head_learning_rate, self.mixup = head_learning_rate, mixup
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar)
@@ -192,12 +191,14 @@ class TaskTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         logits, labels = outputs.logits.detach().float(), inputs["labels"]
         if self.data.task != CLASSIFICATION:
-            logits = count_pixels(self.data.task, logits, labels)
-            labels = inputs["indices"]
+            logits, labels = count_pixels(self.data.task, logits, labels), inputs["indices"]
+            if isinstance(self.train_dataset, EncodedMaps):
+                # Whose examples are batches; several processes gather one row for each.
+                logits, labels = logits.sum(0, keepdim=True), labels[:1]
         return loss.detach(), logits, labels
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the scores of the validation part."""
+        """Return the scores of a part."""
         answers, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         if self.data.task != CLASSIFICATION:
             return map_scores(self.data.task, answers.sum(0))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +43,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs a script with arguments, through a launcher where one is given, in a process of its own."""
+
+    def run(script: Path, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,34 @@ def test_with_a_folder_test_the_validation_part_is_drawn_from_the_folder_train(t
     assert sorted(names_of(data.test)) == ["e.tif", "e.tif", "f.tif", "f.tif"]
     assert sorted(names_of(data.train) + names_of(data.validation)) == sorted(f"{name}.tif" for name in "aabbccdd")
     assert sorted(int(label) for label in data.validation.labels) == [0, 1]
+
+
+def test_parts_may_have_other_usual_names(tmp_path):
+    for split, name in (("Training", "a"), ("val", "b"), ("testing", "c")):
+        for label in ("x", "y"):
+            write_image(tmp_path / split / label / f"{name}.tif")
+    data = read_labelled("classification", tmp_path)
+    assert [names_of(part)[0] for part in data.parts().values()] == ["a.tif", "b.tif", "c.tif"]
+
+
+def test_numbers_of_a_geojson_are_values_as_in_a_csv(tmp_path):
+    for number in range(4):
+        write_image(tmp_path / f"{number}.tif")
+    rows = [{"file": f"{number}.tif", "label": [3, 1.5, 2, 0][number]} for number in range(4)]
+    path = tmp_path / "labels.geojson"
+    path.write_text(json.dumps({"features": [{"type": "Feature", "properties": row} for row in rows]}))
+    assert read_labelled("classification", path, validation=0.5).problem_type == "regression"
+
+
+def test_files_that_gdal_reaches_otherwise_keep_their_names(tmp_path):
+    with ZipFile(tmp_path / "chips.zip", "w") as archive:
+        for number in range(4):
+            archive.write(write_image(tmp_path / f"{number}.tif", value=1000 + number), f"{number}.tif")
+    rows = [f"/vsizip/{tmp_path}/chips.zip/{number}.tif,{'ab'[number % 2]}" for number in range(4)]
+    (tmp_path / "labels.csv").write_text("file,label\n" + "\n".join(rows))
+    data = read_labelled("classification", tmp_path / "labels.csv", validation=0.5)
+    assert data.train.names[0].startswith("/vsizip//")
+    assert data.train[0].image_set[0].pixels.max() >= 1000
 
 
 def test_without_a_test_part_there_is_none(class_folders):
@@ -318,7 +347,13 @@ def test_a_class_without_images_is_named(class_folders):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("0.tif,", "row 2: 0.tif has no label"), ("9.tif,sea", "row 2: there is no image"), ("0.tif,3", "another kind")],
+    [
+        ("0.tif,", "row 2: 0.tif has no label"),
+        ("0.tif, ", "row 2: 0.tif has no label"),
+        ("0.tif,;", "row 2: 0.tif has no label"),
+        ("9.tif,sea", "row 2: there is no image"),
+        ("0.tif,3", "another kind"),
+    ],
 )
 def test_rows_that_say_too_little_are_named(tmp_path, row, message):
     write_image(tmp_path / "0.tif")
@@ -387,11 +422,33 @@ def test_one_class_is_too_few(pairs):
     refused("one class alone", "segmentation", pairs, ignore=[5, 9])
 
 
-@pytest.mark.parametrize("parts", [["train"], ["validation"], ["validation", "test"]])
+@pytest.mark.parametrize("parts", [["train"], ["validation"], ["test", "validation"]])
 def test_parts_without_one_to_learn_from_or_to_judge_by_are_no_split(tmp_path, parts):
     for part in parts:
         write_image(tmp_path / part / "x" / "0.tif")
     refused(f"{' and '.join(map(repr, parts))} alone", "classification", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [(("train", "val", "validation"), "two of them for one part"), (("train", "val", "holdout"), "'holdout' beside")],
+)
+def test_folders_beside_parts_are_named(tmp_path, folders, message):
+    for folder in folders:
+        write_image(tmp_path / folder / "x" / "0.tif")
+    refused(message, "classification", tmp_path)
+
+
+def test_masks_of_a_part_without_a_label_are_refused(tmp_path):
+    for part, value in (("train", 1), ("validation", 1), ("test", 9)):
+        write_image(tmp_path / part / "images" / "0.tif")
+        write_mask(tmp_path / part / "masks" / "0.tif", np.full((16, 16), value, np.uint8))
+    refused("masks for test has a label", "segmentation", tmp_path, ignore=[9])
+
+
+def test_a_part_of_a_data_set_without_examples_is_named():
+    with pytest.raises(ValueError, match="no examples for validation"):
+        from_dataset("classification", [1], [], lambda number: (ImageSet([]), "a"))
 
 
 def test_a_task_that_is_none(tmp_path):

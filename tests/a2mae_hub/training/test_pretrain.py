@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 from itertools import islice
 from types import SimpleNamespace
@@ -39,12 +37,6 @@ def ids(examples) -> list[str]:
 
 def stream(folder, **options):
     return load(folder, split="train", shuffle=True, **options)
-
-
-def run_python(script: str, *arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, script, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
 # Order
@@ -154,7 +146,7 @@ for workers in (0, 2):
 """
 
 
-def test_a_killed_run_goes_on_to_the_last_bit(shards, tmp_path, small_config):
+def test_a_killed_run_goes_on_to_the_last_bit(shards, tmp_path, small_config, run_python):
     config = {name: getattr(small_config(), name) for name in ("hidden_size", *_SMALL_FIELDS)}
     (tmp_path / "killed.py").write_text(_KILLED)
     told = run_python(tmp_path / "killed.py", shards, tmp_path, json.dumps(config), json.dumps(FAST))
@@ -194,7 +186,7 @@ pretrain([shards], output, config=A2MAEConfig.nano(**config), **fast)
 """
 
 
-def test_two_processes_learn_what_one_does(shards, tmp_path, small_config):
+def test_two_processes_learn_what_one_does(shards, tmp_path, small_config, run_python):
     objective = {"metadata_dropout": 0.5, "contrastive_weight": 0.5, "feature_targets": True}
     fields = {name: getattr(small_config(), name) for name in ("hidden_size", *_SMALL_FIELDS)} | objective
     fast = {**FAST, "steps": 3}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from a2mae_hub import A2MAEConfig, Image, ImageSet
+from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.training.labelled import LabelledData, from_dataset
+from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
+from a2mae_hub.training.task_batches import TaskCollator
 
 BANDS = ["B02", "B03", "B04", "B08"]
 
@@ -53,14 +58,32 @@ def field() -> Callable[[int], np.ndarray]:
 
 @pytest.fixture
 def labelled() -> Callable[..., LabelledData]:
-    """A function from what is asked to 12 sets for training and 4 for validation, and 3 for a test if asked."""
+    """A function from what is asked to 12 sets for training, 4 or more for validation, and 3 for a test if asked."""
 
-    def make(task: str = "classification", *, tested: bool = False) -> LabelledData:
+    def make(task: str = "classification", *, judged: int = 4, tested: bool = False) -> LabelledData:
         name = task if task in ("segmentation", "change") else "classification"
         test = range(16, 19) if tested else None
-        return from_dataset(name, range(12), range(12, 16), lambda number: example(task, number), test=test)
+        return from_dataset(name, range(12), range(12, 12 + judged), lambda number: example(task, number), test=test)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scores_of() -> Callable[..., dict[str, float]]:
+    """A function that judges a model that was loaded from a folder on a part of the data, without a Trainer."""
+
+    def judge(model: torch.nn.Module, folder: Path, data: LabelledData, part: str) -> dict[str, float]:
+        collate = TaskCollator(A2MAEImageProcessor.from_pretrained(folder))
+        sets = data.parts()[part]
+        batch = collate([sets[index] for index in range(len(sets))])
+        batch.pop("indices")
+        with torch.no_grad():
+            logits = model.eval()(**batch).logits
+        if data.task == "classification":
+            return classification_scores(logits.numpy(), batch["labels"].numpy(), data.problem_type)
+        return map_scores(data.task, count_pixels(data.task, logits, batch["labels"]).sum(0).numpy())
+
+    return judge
 
 
 @pytest.fixture

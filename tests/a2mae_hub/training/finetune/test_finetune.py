@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from a2mae_hub import A2MAEForChangeDetection, A2MAEForImageClassification
-from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.training.finetune import finetune
 from a2mae_hub.training.labelled import LabelledData
-from a2mae_hub.training.metrics import classification_scores, count_pixels, map_scores
-from a2mae_hub.training.task_batches import TaskCollator
 from a2mae_hub.training.task_models import make_model
-
-
-def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData, part: str) -> dict[str, float]:
-    """Judge a model that was loaded from a folder, without a Trainer."""
-    collate = TaskCollator(A2MAEImageProcessor.from_pretrained(folder))
-    sets = data.parts()[part]
-    batch = collate([sets[index] for index in range(len(sets))])
-    batch.pop("indices")
-    with torch.no_grad():
-        logits = model.eval()(**batch).logits
-    if data.task == "classification":
-        return classification_scores(logits.numpy(), batch["labels"].numpy(), data.problem_type)
-    return map_scores(data.task, count_pixels(data.task, logits, batch["labels"]).sum(0).numpy())
 
 
 @pytest.mark.parametrize("mode", ["full", "frozen", "lora"])
@@ -41,7 +24,7 @@ def scores_of(model: torch.nn.Module, folder: Path, data: LabelledData, part: st
     ],
 )
 def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
-    labelled, config, tmp_path, task, auto_class, score, least, mode
+    labelled, scores_of, config, tmp_path, task, auto_class, score, least, mode
 ):
     if mode == "lora":
         pytest.importorskip("peft", reason="needs the extra [peft]")
@@ -68,7 +51,7 @@ def test_a_task_is_learnt_and_the_folder_holds_what_was_measured(
     ],
 )
 @pytest.mark.parametrize("mode", ["full", "frozen"])
-def test_several_labels_and_values_are_learnt(labelled, config, tmp_path, task, score, problem, mode):
+def test_several_labels_and_values_are_learnt(labelled, scores_of, config, tmp_path, task, score, problem, mode):
     data = labelled(task, tested=True)
     report = finetune(
         data, tmp_path / "run", config=config, mode=mode, epochs=20, batch_size=4, learning_rate=5e-3, layer_decay=0.9
@@ -109,6 +92,7 @@ def test_a_head_of_other_classes_or_of_values_starts_afresh(labelled, config, tm
     finetune(data, tmp_path / data.task, config=config, mode="frozen", epochs=1, batch_size=4)
     assert kept(data)
     assert not kept(replace(data, classes=["bare", "wooded"]))
+    assert not kept(replace(data, problem_type="multi_label_classification"))
     values = labelled("value")
     finetune(values, tmp_path / "values", config=config, mode="frozen", epochs=1, batch_size=4)
     model, _, notes = make_model(values, tmp_path / "values", None, None, None, None)

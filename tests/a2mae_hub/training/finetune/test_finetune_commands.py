@@ -53,6 +53,21 @@ def test_standard_output_is_the_result_alone(run, tmp_path, mode):
     assert settings["head_learning_rate"] == (None if mode == "frozen" else 1.0)
 
 
+def test_scores_of_a_test_part_are_told_beside_those_of_validation(run, tmp_path):
+    chips = tmp_path / "chips"
+    for part, numbers in (("train", range(6)), ("Test", range(6, 8))):
+        for number in numbers:
+            label = ["bare", "green"][number % 2]
+            (chips / part / label).mkdir(parents=True, exist_ok=True)
+            (chips / label / f"{number}.tif").rename(chips / part / label / f"{number}.tif")
+    for label in ("bare", "green"):
+        (chips / label).rmdir()
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "4 image sets trained on; accuracy " in out
+    assert " on 2 for validation; accuracy " in out and out.endswith(" on 2 for test.\n")
+
+
 def test_a_mistake_is_one_sentence(run):
     code, out, err = run("--mixup", "-1")
     assert (code, out) == (2, "")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from a2mae_hub import A2MAEForImageClassification, ImageSet
+from a2mae_hub import A2MAEForImageClassification, A2MAEForSemanticSegmentation, ImageSet
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.training.callbacks import SeedEveryStep
 from a2mae_hub.training.finetune import finetune
@@ -34,7 +36,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(labelled, config, 
     if mode == "lora":
         pytest.importorskip("peft", reason="needs the extra [peft]")
     facts = {"config": config, "mode": mode, "epochs": 2, "batch_size": 4, "learning_rate": 1e-2}
-    data = labelled("segmentation" if mode == "full" else "classification")
+    data = labelled("segmentation" if mode == "full" else "classification", tested=True)
     finetune(data, tmp_path / "whole", **facts)
     own = SeedEveryStep.on_step_begin
 
@@ -51,8 +53,68 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(labelled, config, 
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     for key, weight in whole.items():
         torch.testing.assert_close(stopped[key], weight, rtol=0, atol=0)
+    assert report["is_resumed"] and report["test_scores"] is not None
     again = finetune(data, tmp_path / "stopped", **facts)
     assert again == json.loads(json.dumps(report))
+    assert "minutes" not in (tmp_path / "stopped" / "README.md").read_text()
+
+
+def test_a_folder_from_before_there_was_a_test_part_is_finished(labelled, config, tmp_path):
+    report = finetune(labelled(), tmp_path / "run", config=config, epochs=1)
+    path = tmp_path / "run" / "finetuning.json"
+    older = json.loads(path.read_text())
+    del older["test_scores"], older["is_resumed"], older["settings"]["test_sets"]
+    path.write_text(json.dumps(older))
+    again = finetune(labelled(), tmp_path / "run", config=config, epochs=1)
+    assert again["test_scores"] is None and again["scores"] == report["scores"]
+
+
+def test_a_test_part_that_cannot_be_read_costs_no_training(observed, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("a2mae_hub.training.labelled._MOST_KEPT_BYTES", 0)
+    broken = [7]
+
+    def mapping(number: int) -> tuple[ImageSet, str]:
+        if number in broken and any(tmp_path.glob("run/checkpoint-*")):
+            raise ValueError(f"chip {number}: cannot be read; download it again.")
+        return ImageSet([observed(np.full((16, 16), number % 2), number)], name=f"chip {number}"), "ab"[number % 2]
+
+    data = from_dataset("classification", range(4), range(4, 6), mapping, test=range(6, 9))
+    with pytest.raises(ValueError, match="chip 7: cannot be read; download it again"):
+        finetune(data, tmp_path / "run", config=config, epochs=1)
+    A2MAEForImageClassification.from_pretrained(tmp_path / "run")
+    broken.clear()
+    assert finetune(data, tmp_path / "run", config=config, epochs=1)["test_scores"] is not None
+
+
+_DISTRIBUTED = """
+import importlib.util, sys
+import torch
+from a2mae_hub.training.finetune import finetune
+from a2mae_hub.training.labelled import from_dataset
+
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("fields", sys.argv[1])
+fields = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fields)
+data = from_dataset("segmentation", range(12), range(12, 17), lambda n: fields.example("segmentation", n), test=[17])
+finetune(data, sys.argv[3], checkpoint=sys.argv[2], mode="frozen", epochs=2, batch_size=4)
+"""
+
+
+def test_two_processes_judge_the_maps_of_a_frozen_encoder(labelled, scores_of, config, tmp_path, run_python):
+    """Five maps for validation are three batches of two processes, the last of one map, and one for a test is one."""
+    finetune(labelled(), tmp_path / "start", config=config, epochs=1, batch_size=12)
+    (tmp_path / "both.py").write_text(_DISTRIBUTED)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = Path(__file__).parent / "conftest.py", tmp_path / "start", tmp_path / "two"
+    told = run_python(tmp_path / "both.py", *arguments, launcher=launcher)
+    assert told.returncode == 0, told.stderr
+    report = json.loads((tmp_path / "two" / "finetuning.json").read_text())
+    model = A2MAEForSemanticSegmentation.from_pretrained(tmp_path / "two")
+    data = labelled("segmentation", tested=True)
+    data = replace(data, validation=labelled("segmentation", judged=5).validation, test=data.test.select([1]))
+    for part, key in (("validation", "scores"), ("test", "test_scores")):
+        assert scores_of(model, tmp_path / "two", data, part) == pytest.approx(report[key], abs=2e-3)
 
 
 def test_every_epoch_turns_the_sets_in_another_way_and_workers_in_the_same(labelled, config, tmp_path, monkeypatch):
@@ -159,6 +221,18 @@ def test_other_sensors_and_bands_work_and_are_told(observed, labelled, config, t
     )
     report = finetune(fewer, tmp_path / "second", checkpoint=tmp_path / "first", epochs=1)
     assert report["notes"] == ["sentinel-2-l2a: without B08, other bands than the checkpoint was fine-tuned on."]
+
+
+def test_bands_that_the_test_part_alone_lacks_are_told(observed, config, tmp_path):
+    def mapping(number: int) -> tuple[ImageSet, str]:
+        bands = ["B02", "B03", "B04", "B08"][: 4 if number < 8 else 3]
+        return ImageSet([observed(np.full((16, 16), number % 2), number, bands)]), "ab"[number % 2]
+
+    data = from_dataset("classification", range(6), range(6, 8), mapping, test=range(8, 10))
+    report = finetune(data, tmp_path / "run", config=config, epochs=1)
+    assert report["notes"] == [
+        "In test: sentinel-2-l2a: without B08, other bands than the checkpoint was fine-tuned on."
+    ]
 
 
 # What is wrong
