@@ -56,13 +56,16 @@ SCORES = {
     "hls-worldcover": "pixel_accuracy",
     "bark-beetle": "f1",
 }
-# Settings of `finetune` by task, and by method within it; from scratch, as many epochs as head and weights together.
+# Settings of `finetune` by task, and by method within it; from scratch, twice as many epochs.
 _MAPS: dict[str, Any] = {"epochs": 20, "batch_size": 8}
 _MAPS_FROZEN: dict[str, Any] = {"patience": 10}
 _MAPS_FROM_SCRATCH: dict[str, Any] = {"epochs": 40, "batch_size": 8, "head_learning_rate": 2e-3}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "eurosat-rgb": {"full": {"epochs": 8}, "lora": {"epochs": 8}, "scratch": {"epochs": 8}, "frozen": {"size": 128}},
-    "eurosat-multispectral": {method: {"size": 128} for method in ("full", "lora", "scratch", "frozen")},
+    "eurosat-rgb": {"full": {"epochs": 8}, "lora": {"epochs": 8}, "frozen": {"size": 128}, "scratch": {"epochs": 16}},
+    "eurosat-multispectral": {
+        **{method: {"size": 128} for method in ("full", "lora", "frozen")},
+        "scratch": {"size": 128, "epochs": 40},
+    },
     "hls-water": {"full": _MAPS, "lora": _MAPS, "frozen": _MAPS_FROZEN, "scratch": _MAPS_FROM_SCRATCH},
     "hls-worldcover": {"full": _MAPS, "lora": _MAPS, "frozen": _MAPS_FROZEN, "scratch": _MAPS_FROM_SCRATCH},
     "bark-beetle": {
