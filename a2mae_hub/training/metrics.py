@@ -29,16 +29,17 @@ def classification_scores(logits: np.ndarray, labels: np.ndarray, problem_type: 
 
     Returns:
         accuracy and macro_f1 of one class a set; mean_average_precision (over the classes that occur), macro_f1 and
-        micro_f1 at a probability of one half of several; mean_absolute_error, root_mean_squared_error and r2 of values.
+        micro_f1 at a probability of one half of several; mean_absolute_error, root_mean_squared_error and, of two sets
+        or more, r2 of values.
     """
     from sklearn import metrics
 
     if problem_type == REGRESSION:
-        return {
+        errors = {
             "root_mean_squared_error": float(metrics.root_mean_squared_error(labels, logits)),
             "mean_absolute_error": float(metrics.mean_absolute_error(labels, logits)),
-            "r2": float(metrics.r2_score(labels, logits)) if len(labels) > 1 else float("nan"),
         }
+        return {**errors, "r2": float(metrics.r2_score(labels, logits))} if len(labels) > 1 else errors
     if problem_type == MULTI:
         occurs = labels.any(0)
         return {

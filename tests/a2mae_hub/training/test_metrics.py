@@ -69,6 +69,14 @@ def test_scores_of_values():
     scores = classification_scores(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]), "regression")
     assert scores["root_mean_squared_error"] == pytest.approx(2**0.5)
     assert scores["mean_absolute_error"] == 1.0
+    # Of one value there is no variance to explain, and no number for it that JSON has.
+    assert "r2" not in classification_scores(np.array([[1.0]]), np.array([[2.0]]), "regression")
+
+
+def test_maps_without_a_label_have_no_scores():
+    for task, shape in (("segmentation", (2, 2)), ("change", (2, 2000))):
+        with pytest.raises(ValueError, match="No pixel to be judged has both a label and data"):
+            map_scores(task, np.zeros(shape, np.int64))
 
 
 def test_of_errors_less_is_better():
