@@ -374,14 +374,9 @@ def assemble(
         if not any(one.label.known.any() for one, own in zip(found, splits, strict=True) if own == split):
             raise ValueError(f"No pixel of the masks for {split} has a label; give some, or leave these masks out.")
     names, numbers = encode_labels(problem, found, splits == "train", classes, change=task == CHANGE)
-    parts = {}
-    for split in SPLITS:
-        chosen = np.flatnonzero(splits == split).tolist()
-        sets = [found[at] for at in chosen]
-        parts[split] = LabelledSets(
-            [one.name for one in sets], [one.read for one in sets], [numbers[at] for at in chosen]
-        )
-    return LabelledData(task, problem, names, parts["train"], parts["validation"], parts["test"] or None)
+    every = LabelledSets([one.name for one in found], [one.read for one in found], numbers)
+    train, validation, test = (every.select(np.flatnonzero(splits == split)) for split in SPLITS)
+    return LabelledData(task, problem, names, train, validation, test or None)
 
 
 def _splits(found: Sequence[LabelledFiles], problem: str, share: float, seed: int) -> np.ndarray:
@@ -396,12 +391,12 @@ def _splits(found: Sequence[LabelledFiles], problem: str, share: float, seed: in
             raise ValueError(f"validation={share} must be a share of the sets, between 0 and 1.")
         generator = np.random.default_rng(seed)
         labels = [str(one.label) if problem == SINGLE and not isinstance(one.label, Mask) else "" for one in found]
-        drawn_from = splits == "train"
-        for label in sorted(set(labels)):
-            members = [index for index, other in enumerate(labels) if other == label and drawn_from[index]]
+        to_draw_from = np.flatnonzero(splits == "train").tolist()
+        for label in sorted({labels[index] for index in to_draw_from}):
+            members = generator.permutation([index for index in to_draw_from if labels[index] == label])
             # One at least of each class is for each part, as long as there are two.
             count = min(max(1, round(share * len(members))), len(members) - 1)
-            splits[generator.permutation(members)[: max(count, 0)].astype(int)] = "validation"
+            splits[members[:count]] = "validation"
     for part in ("train", "validation"):
         if part not in splits:
             raise ValueError(f"No set of {len(found)} is for {part}; give more images, or split them yourself.")
