@@ -375,8 +375,8 @@ def assemble(
             raise ValueError(f"No pixel of the masks for {split} has a label; give some, or leave these masks out.")
     names, numbers = encode_labels(problem, found, splits == "train", classes, change=task == CHANGE)
     every = LabelledSets([one.name for one in found], [one.read for one in found], numbers)
-    train, validation, test = (every.select(np.flatnonzero(splits == split)) for split in SPLITS)
-    return LabelledData(task, problem, names, train, validation, test or None)
+    parts = {split: every.select(np.flatnonzero(splits == split)) for split in SPLITS}
+    return LabelledData(task, problem, names, parts["train"], parts["validation"], parts["test"] or None)
 
 
 def _splits(found: Sequence[LabelledFiles], problem: str, share: float, seed: int) -> np.ndarray:
