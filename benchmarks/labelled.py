@@ -57,23 +57,21 @@ SCORES = {
     "bark-beetle": "f1",
 }
 # Settings of `finetune` by task, and by method within it; from scratch, twice as many epochs.
-_MAPS: dict[str, Any] = {"epochs": 20, "batch_size": 8}
-_MAPS_FROZEN: dict[str, Any] = {"patience": 10}
-_MAPS_FROM_SCRATCH: dict[str, Any] = {"epochs": 40, "batch_size": 8, "head_learning_rate": 2e-3}
+_MAPS_FROM_SCRATCH: dict[str, Any] = {"epochs": 40, "head_learning_rate": 2e-3}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "eurosat-rgb": {"full": {"epochs": 8}, "lora": {"epochs": 8}, "frozen": {"size": 128}, "scratch": {"epochs": 16}},
+    "eurosat-rgb": {
+        "full": {"epochs": 8, "learning_rate": 1e-3, "layer_decay": 1.0},
+        "lora": {"epochs": 8},
+        "frozen": {"size": 128},
+        "scratch": {"epochs": 16},
+    },
     "eurosat-multispectral": {
         **{method: {"size": 128} for method in ("full", "lora", "frozen")},
         "scratch": {"size": 128, "epochs": 40},
     },
-    "hls-water": {"full": _MAPS, "lora": _MAPS, "frozen": _MAPS_FROZEN, "scratch": _MAPS_FROM_SCRATCH},
-    "hls-worldcover": {"full": _MAPS, "lora": _MAPS, "frozen": _MAPS_FROZEN, "scratch": _MAPS_FROM_SCRATCH},
-    "bark-beetle": {
-        "full": {**_MAPS, "side": 8},
-        "lora": {**_MAPS, "side": 8},
-        "frozen": _MAPS_FROZEN,
-        "scratch": {**_MAPS_FROM_SCRATCH, "side": 8},
-    },
+    "hls-water": {"scratch": _MAPS_FROM_SCRATCH},
+    "hls-worldcover": {"scratch": _MAPS_FROM_SCRATCH},
+    "bark-beetle": {"full": {"side": 8}, "lora": {"side": 8}, "scratch": {**_MAPS_FROM_SCRATCH, "side": 8}},
 }
 # Of which boosted trees take what is best in validation, beside 200 trees that learn at a rate of 0.1.
 TREES: tuple[dict[str, Any], ...] = ({}, {"class_weight": "balanced"}, {"learning_rate": 0.03})
@@ -178,7 +176,7 @@ def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed:
         start = {"config": A2MAEConfig.nano(pooling="mean_std"), "layer_decay": 1.0}
     elif mode != "frozen":
         # The head sees what the whole model will see: images of the same size.
-        of_frozen = SETTINGS[name]["frozen"]
+        of_frozen = SETTINGS[name].get("frozen", {})
         is_same = settings.get("size") == of_frozen.get("size")
         start = {"checkpoint": runs / ("frozen" if is_same else "head")}
         head = {**of_frozen, "size": settings.get("size")}

@@ -229,33 +229,13 @@ def _brighten(batch: dict[str, np.ndarray], generators: Sequence[np.random.Gener
     """Give every set of a batch a gain and an offset of its own, in place; what is no data stays 0."""
     gains = np.exp([generator.normal(0, _GAIN) for generator in generators]).astype(np.float32)
     offsets = np.array([generator.normal(0, _OFFSET) for generator in generators], np.float32)
-    batch["pixel_values"] *= gains[:, None, None, None]
-    batch["pixel_values"] += offsets[:, None, None, None]
-    _clear_absent(batch)
-
-
-def shift_bands(batch: dict[str, np.ndarray], generators: Sequence[np.random.Generator], deviation: float) -> None:
-    """Give every band of every image of a batch an offset of its own, in place; what is no data stays 0.
-
-    Args:
-        batch: As the processor returns it.
-        generators: One per set.
-        deviation: Of the offsets, in standardised units.
-    """
-    present = batch["band_wavelengths"] > 0
-    offsets = np.zeros(present.shape, np.float32)
-    for of_set, bands, generator in zip(offsets, present, generators, strict=True):
-        of_set[bands] = generator.normal(0, deviation, bands.sum())
-    batch["pixel_values"] += np.take_along_axis(offsets, batch["image_ids"][..., None], axis=1)[..., None]
-    _clear_absent(batch)
-
-
-def _clear_absent(batch: dict[str, np.ndarray]) -> None:
-    """Set pixels to 0 that a set, a band or an image of the batch does not have, in place."""
+    values = batch["pixel_values"]
+    values *= gains[:, None, None, None]
+    values += offsets[:, None, None, None]
     present = np.take_along_axis(batch["band_wavelengths"] > 0, batch["image_ids"][..., None], axis=1)
-    batch["pixel_values"] *= (present & batch["attention_mask"][..., None])[..., None]
+    values *= (present & batch["attention_mask"][..., None])[..., None]
     if "pixel_mask" in batch:
-        batch["pixel_values"] *= batch["pixel_mask"]
+        values *= batch["pixel_mask"]
 
 
 def _noise(batch: Mapping[str, np.ndarray], generators: Sequence[np.random.Generator]) -> np.ndarray:

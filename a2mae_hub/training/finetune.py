@@ -38,16 +38,17 @@ from .label_files import CLASSIFICATION, REGRESSION
 from .labelled import LabelledData, LabelledSets
 from .metrics import leading_score
 from .pretrain import config_fields, told_by_worker
-from .processes import check_divisible, num_processes, share_batch
+from .processes import check_divisible, num_processes, rounded_up, share_batch
 from .task_batches import TaskCollator
 from .task_models import check_head, make_model, rescale, with_adapters
 from .task_trainer import Mixup, TaskTrainer
 
 FULL, FROZEN, LORA = "full", "frozen", "lora"
 MODES = (FULL, FROZEN, LORA)
-# Learning rate, epochs and sets of a step, where they are left out. An epoch of a frozen encoder costs little.
+# Learning rate, epochs and sets of a step, where they are left out. Epochs of a frozen encoder cost little. A map has
+# thousands of labels, and tens of maps that learn in many steps of two learn more than in a few of sixteen.
 _DEFAULTS = {FULL: (5e-4, 20, 16), LORA: (2e-3, 20, 16), FROZEN: (5e-3, 100, 64)}
-_DEFAULTS_OF_FROZEN_MAPS = (2e-3, 40, 8)
+_DEFAULTS_OF_MAPS = {FULL: (5e-4, 20, 2), LORA: (2e-3, 20, 2), FROZEN: (2e-3, 15, 2)}
 _LAYER_DECAY = 0.75  # as in MAE (He et al. 2022, table 9) for its smaller models
 _WEIGHT_DECAY = 0.05
 _MAX_GRADIENT_NORM = 1.0
@@ -97,8 +98,9 @@ def finetune(
         head: Of maps: "linear" or "fpn" of a segmentation, "difference" or "attention" of change; None leaves that to
             the configuration.
         size: Of classification: rows and columns that every image is resampled to, and will be in prediction.
-        epochs: Passes over the training part; None takes 20, and 100 of a frozen encoder (40 of maps).
-        batch_size: Image sets of a step, all processes together; None takes 16, and 64 of a frozen encoder (8 of maps).
+        epochs: Passes over the training part; None takes 20, and 100 of a frozen encoder (15 of maps).
+        batch_size: Image sets of a step, all processes together; None takes 16, 64 of a frozen encoder, and 2 of maps,
+            or the next multiple of the number of processes.
         learning_rate: The highest; None takes 5e-4 (full), 2e-3 (lora, and frozen maps) or 5e-3 (frozen).
         head_learning_rate: The highest of the head, in full and lora mode; None takes `learning_rate`.
         layer_decay: In full mode, what the learning rate of a layer is multiplied by to have that of the layer below.
@@ -106,8 +108,7 @@ def finetune(
         mixup: Of classification: α of Beta(α, α), by which what the encoder says of two sets is mixed, and the losses
             of their labels (Zhang et al. 2018, Verma et al. 2019; see `Mixup`); 0 mixes nothing.
         patience: Epochs without a better score after which the training ends; None goes through with it.
-        augment: Turn and mirror image sets; of maps, cut parts out of larger images, and make every band of every image
-            a little brighter or darker. Of no effect on a frozen encoder.
+        augment: Turn and mirror image sets, and cut maps out of larger images. Of no effect on a frozen encoder.
         side: Patches along a side of what is cut out at most.
         seed: Of all that is random.
         workers: Processes that read and prepare batches; 0 prepares them in between.
@@ -128,7 +129,7 @@ def finetune(
     """
     output = Path(output)
     is_map = data.task != CLASSIFICATION
-    defaults = _DEFAULTS_OF_FROZEN_MAPS if is_map and mode == FROZEN else _DEFAULTS.get(mode, _DEFAULTS[FULL])
+    usual_rate, usual_epochs, usual_sets = (_DEFAULTS_OF_MAPS if is_map else _DEFAULTS).get(mode, _DEFAULTS[FULL])
     settings: dict[str, Any] = {
         "task": data.task,
         "problem_type": data.problem_type,
@@ -136,9 +137,9 @@ def finetune(
         "checkpoint": _called(checkpoint, config),
         "head": head,
         "size": size,
-        "learning_rate": defaults[0] if learning_rate is None else learning_rate,
-        "epochs": defaults[1] if epochs is None else epochs,
-        "batch_size": defaults[2] if batch_size is None else batch_size,
+        "learning_rate": usual_rate if learning_rate is None else learning_rate,
+        "epochs": usual_epochs if epochs is None else epochs,
+        "batch_size": rounded_up(usual_sets) if batch_size is None else batch_size,
         "head_learning_rate": head_learning_rate,
         "layer_decay": layer_decay if mode == FULL else None,
         "weight_decay": _WEIGHT_DECAY,

@@ -12,6 +12,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def rounded_up(batch_size: int) -> int:
+    """Return the next batch size that the processes can share evenly."""
+    return -(-batch_size // num_processes()) * num_processes()
+
+
 def check_divisible(batch_size: int) -> None:
     """Raise ValueError where the processes cannot share a batch evenly."""
     processes = num_processes()

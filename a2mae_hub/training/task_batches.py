@@ -11,13 +11,10 @@ import torch
 from a2mae_hub.images import ImageSet, cut_image
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 
-from .augmentation import shift_bands, turn_patches
+from .augmentation import turn_patches
 from .label_files import IGNORED
 from .labelled import LabelledSet
 
-# Deviation, in standardised units, of what every band of every image of a map is shifted by in training: haze,
-# calibration and the season differ between bands and dates, and few labelled places show how.
-_SHIFT_OF_BANDS = 0.1
 # What a batch has of every token.
 _TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions")
 
@@ -27,8 +24,8 @@ class TaskCollator:
 
     Args:
         processor: Turns image sets into batches.
-        augment: Turn and mirror every set, and of maps cut parts out of larger images, and make every band of every
-            image a little brighter or darker. What is drawn is a function of seed, epoch and set.
+        augment: Turn and mirror every set, and cut maps out of larger images. What is drawn is a function of seed,
+            epoch and set.
         side: Patches along a side of what is cut out for maps at most; whole patches.
         seed: Of what is drawn.
     """
@@ -63,7 +60,6 @@ class TaskCollator:
             turns = [int(generator.integers(8)) for generator in generators]
             turn_sets(batch, turns, patch)
             if is_map:
-                shift_bands(batch, generators, _SHIFT_OF_BANDS)
                 labels = [turned(label, turn) for label, turn in zip(labels, turns, strict=True)]
         batch["labels"] = _stacked(labels) if is_map else np.stack(labels)
         batch["indices"] = np.array([one.index for one in examples], np.int64)

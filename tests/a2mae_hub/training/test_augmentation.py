@@ -13,7 +13,7 @@ from rasterio.transform import Affine
 from a2mae_hub.images import Image, ImageSet
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.stssd.schema import SCHEMA, StoredImage, StoredSet, decode, to_row
-from a2mae_hub.training.augmentation import PretrainingCollator, _part, shift_bands, turn_patches
+from a2mae_hub.training.augmentation import PretrainingCollator, _part, turn_patches
 
 PATCH = 8
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -182,29 +182,6 @@ def test_absent_bands_and_missing_values_stay_zero(processor: A2MAEImageProcesso
         1, batch["image_ids"][..., None].expand(-1, -1, batch["band_wavelengths"].shape[2])
     )
     assert (batch["pixel_values"][absent] == 0).all()
-
-
-def test_every_band_of_every_image_is_shifted_by_a_number_of_its_own(processor: A2MAEImageProcessor) -> None:
-    """Whatever else is in the batch; what is absent or has no data stays 0."""
-    holes = image(8)
-    holes = replace(holes, valid=np.random.default_rng(1).random(holes.pixels.shape) > 0.5)
-    few = ImageSet([image(9, bands=("B02", "B04"))])
-    before = dict(processor([ImageSet([holes, image(2)]), few], return_tensors="np"))
-    batch = {key: values.copy() for key, values in before.items()}
-    shift_bands(batch, [np.random.default_rng(seed) for seed in (1, 2)], 0.5)
-    assert (batch["pixel_values"][~batch["pixel_mask"]] == 0).all()
-    shifts = []
-    for index, number, bands in [(0, 0, 6), (0, 1, 6), (1, 0, 2)]:
-        tokens = (before["image_ids"][index] == number) & before["attention_mask"][index]
-        for band in range(bands):
-            real = before["pixel_mask"][index, tokens, band]
-            steps = (batch["pixel_values"] - before["pixel_values"])[index, tokens, band][real]
-            np.testing.assert_allclose(steps, steps[0], atol=1e-5)
-            shifts.append(steps[0])
-    assert len(np.unique(shifts)) == 14 and 0.2 < np.std(shifts) < 1.0
-    alone = dict(processor(few, return_tensors="np"))
-    shift_bands(alone, [np.random.default_rng(2)], 0.5)
-    np.testing.assert_allclose(alone["pixel_values"][0], batch["pixel_values"][1, :36, :2], atol=1e-5)
 
 
 def test_without_augmentation_a_view_is_the_set_itself(processor: A2MAEImageProcessor) -> None:
