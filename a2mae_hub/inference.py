@@ -152,13 +152,19 @@ def read_beside(name: str | os.PathLike[str], file: str) -> dict[str, Any] | Non
     Args:
         name: Folder, name of a checkpoint of the package, or id on the Hugging Face Hub.
         file: Its name.
+
+    Raises:
+        ValueError: If it is damaged; names it.
     """
     called = os.fspath(name)
     folder = embedded_checkpoint(called) if called in embedded() and not os.path.isdir(called) else called
     path = cached_file(
         folder, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({_one_line(error)}); save or download the checkpoint again.") from error
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:

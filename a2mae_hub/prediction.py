@@ -23,7 +23,6 @@ from .images import ImageSet
 from .modeling import tasks_a2mae
 from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
-from .modeling.sensors_a2mae import Sensor
 from .modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
 from .scene_files import Scene
 from .whole_files import write_atomically
@@ -111,12 +110,15 @@ def inputs_of_scenes(scenes: Iterable[Scene]) -> dict[str, list[str]]:
     return found
 
 
-def differing_inputs(known: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]]) -> list[str]:
+def differing_inputs(
+    known: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]], how: str = "was fine-tuned on"
+) -> list[str]:
     """Say what of its sensors and bands a checkpoint is not given, and what it is given besides.
 
     Args:
-        known: What it was fine-tuned on; nothing is said where this is empty.
+        known: What it was fine-tuned on, or otherwise knows; nothing is said where this is empty.
         given: What the images have.
+        how: How it came to know that.
 
     Returns:
         One sentence per sensor that differs.
@@ -131,25 +133,7 @@ def differing_inputs(known: Mapping[str, Sequence[str]], given: Mapping[str, Seq
         new = [band for band in bands if band not in known[sensor]]
         if absent or new:
             parts = [f"without {' '.join(absent)}"] * bool(absent) + [f"with {' '.join(new)} besides"] * bool(new)
-            notes.append(f"{sensor}: {' and '.join(parts)}, other bands than the checkpoint was fine-tuned on.")
-    return notes
-
-
-def absent_bands(sensors: Iterable[Sensor], given: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say which bands of its sensors a checkpoint is not given.
-
-    Args:
-        sensors: Those that it knows.
-        given: Bands of each sensor that the images have.
-
-    Returns:
-        One sentence per sensor that lacks some.
-    """
-    notes = []
-    for sensor in sensors:
-        absent = [band.name for band in sensor.bands if band.name not in given.get(sensor.name, ())]
-        if sensor.name in given and absent:
-            notes.append(f"{sensor.name}: without {' '.join(absent)}, which the checkpoint knows and can do without.")
+            notes.append(f"{sensor}: {' and '.join(parts)}, other bands than the checkpoint {how}.")
     return notes
 
 

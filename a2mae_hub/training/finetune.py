@@ -28,7 +28,7 @@ from a2mae_hub.checkpoints import DEFAULT
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
-from a2mae_hub.prediction import FINETUNING, absent_bands, differing_inputs, inputs_of, known_inputs
+from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
 from a2mae_hub.whole_files import write_atomically
 
 from .callbacks import SeedEveryStep
@@ -168,9 +168,12 @@ def finetune(
     if finished is not None:
         return finished
     inputs = _inputs(data.train)
-    known = known_inputs(settings["checkpoint"])
-    if settings["checkpoint"] is not None:
-        notes += differing_inputs(known, inputs) if known else absent_bands(processor.sensors, inputs)
+    tuned = known_inputs(settings["checkpoint"])
+    if tuned:
+        notes += differing_inputs(tuned, inputs)
+    elif settings["checkpoint"] is not None:
+        of_sensors = {sensor.name: [band.name for band in sensor.bands] for sensor in processor.sensors}
+        notes += differing_inputs(of_sensors, inputs, "knows")
     notes += [
         f"In {name}: {note}"
         for name, part in data.parts().items()
@@ -200,7 +203,7 @@ def finetune(
         with _sentences_of_workers():
             scores = _scores(trainer.evaluate(), "eval_")
             if data.test is not None:
-                tested = _prepared(model, data.test.by_size() if is_map else data.test, collators[1], settings)
+                tested = _prepared(model, data.test, collators[1], settings)
                 test_scores = _scores(trainer.evaluate(tested, metric_key_prefix="test"), "test_")
     finally:
         # Even where an image of the test part cannot be read the training was not in vain.
@@ -254,7 +257,9 @@ def _scores(found: Mapping[str, float], prefix: str) -> dict[str, float]:
 def _prepared(
     model: A2MAETaskModel, sets: LabelledSets, collator: TaskCollator, settings: Mapping[str, Any]
 ) -> torch.utils.data.Dataset:
-    """Return a part of the data as the Trainer takes it: of a frozen encoder what that says, computed once."""
+    """Return a part as the Trainer takes it: maps by size, and of a frozen encoder what that says, computed once."""
+    if settings["task"] != CLASSIFICATION:
+        sets = sets.by_size()  # Maps of a batch are padded to the largest.
     if settings["mode"] != FROZEN:
         return sets
     kept = EncodedSets if settings["task"] == CLASSIFICATION else EncodedMaps
@@ -273,10 +278,9 @@ def _trainer(
     """Return the trainer of a mode: of the model, of the model with adapters, or of its head on cached features."""
     trained: torch.nn.Module = model
     is_map, is_frozen = data.task != CLASSIFICATION, settings["mode"] == FROZEN
-    if is_map:
-        # Maps of a batch are padded to the largest; those of a frozen encoder are the same in every epoch.
-        ordered = data.train.by_size(settings["seed"]) if is_frozen else data.train
-        data = replace(data, train=ordered, validation=data.validation.by_size())
+    if is_map and is_frozen:
+        # What is in a batch is the same in every epoch: let chance mix those of a size.
+        data = replace(data, train=data.train.by_size(settings["seed"]))
     if settings["mode"] == LORA:
         with warnings.catch_warnings():
             # peft asks by a name that transformers gives up.
@@ -293,9 +297,10 @@ def _trainer(
     mixup = None
     if settings["mixup"] is not None:
         mixup = Mixup(cast(A2MAEForImageClassification, model), settings["mixup"], settings["seed"])
-    train, validation = (_prepared(model, part, collators[1], settings) for part in (data.train, data.validation))
+    validation = _prepared(model, data.validation, collators[1], settings)
+    train: torch.utils.data.Dataset = data.train
     if is_frozen:
-        collators = whole_batch, whole_batch
+        train, collators = _prepared(model, data.train, collators[1], settings), (whole_batch, whole_batch)
     return TaskTrainer(
         trained,
         args,

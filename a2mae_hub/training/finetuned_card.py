@@ -42,7 +42,7 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
     card = ModelCard(model_card(folder, folder / _RESULTS, repo_id=f"owner/{folder.absolute().name}"))
     answers = f"{_ANSWERS[settings['task']]}: {', '.join(report['classes'])}."
     title = f"# {folder.absolute().name}\n\n"
-    text = card.text.replace(title, f"{title}{answers} Fine-tuned from:\n\n", 1)
+    text = card.text.replace(title, f"{title}{answers} Its encoder:\n\n", 1)
     text = _with_section(text, "What it is for", f"{answers} On images like those it was trained on, see below.")
     seen = ", ".join(f"{sensor} ({' '.join(bands)})" for sensor, bands in report["inputs"].items())
     text = _with_section(

@@ -194,6 +194,14 @@ def test_a_checkpoint_of_no_task_is_refused(a2mae, scene, tmp_path):
     assert "a2mae-nano: is not fine-tuned for a task" in err
 
 
+def test_a_damaged_report_of_the_training_is_named(a2mae, checkpoint, scene, tmp_path):
+    folder = checkpoint(A2MAEForSemanticSegmentation, ["land", "water"])
+    (folder / "finetuning.json").write_text('{"inputs": ')
+    code, _, err = a2mae("predict", folder, scene("scene.tif"), "-o", tmp_path / "map.tif")
+    assert code == 2
+    assert "finetuning.json: is no JSON" in err and "save or download the checkpoint again" in err
+
+
 def test_colours_tell_classes_apart():
     for is_change in (False, True):
         colours = class_colours(40, is_change)
@@ -212,7 +220,7 @@ def test_from_folders_to_a_map_on_the_command_line(a2mae, scene, tmp_path):
         *("--classes", "0=land,1=water", "--head", "linear", "--validation", "0.25"),
     )
     assert code == 0
-    assert err.startswith("a2mae: sentinel-2-l2a: without B01 ") and "can do without" in err
+    assert err.startswith("a2mae: sentinel-2-l2a: without B01 ") and "other bands than the checkpoint knows." in err
     assert "2 classes, 3 image sets trained on; mean iou" in out
     code, out, err = a2mae("predict", tmp_path / "run", path, "-o", tmp_path / "map.tif")
     assert (code, err) == (0, "")
