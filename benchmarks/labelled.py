@@ -2,13 +2,13 @@
 
     python benchmarks/labelled.py --data ../shared/data [--seeds 3] [--tasks eurosat-rgb,…] [-o out/labelled.jsonl]
 
-Three parts: the test part is that of `docs/recipes/open_evaluation.yaml` (of bark beetle, sites whose number ends in
-0 or 9), and a fifth of what is left is drawn for validation, anew for every seed. Every method learns from the rest
-alone: networks keep the epoch that is best in validation, boosted trees the best of three settings, and what was kept
-is judged once on the test part. Boosted trees see means, deviations and percentiles of every band of an image, or of a
-pixel its bands and their mean and deviation over 3 × 3 and 9 × 9 pixels (of change: of both dates, and the difference).
-"full" and "lora" go on from a head that was trained on the frozen encoder. Runs that the output holds already are not
-repeated, and one that was stopped goes on.
+The test part is that of `docs/recipes/open_evaluation.yaml` (of bark beetle, sites whose number ends in 0 or 9); every
+method learns from all the rest, and what it learnt is judged once on the test part. Nothing is held back to choose an
+epoch: networks keep the one that is best on a fifth of what they learn from, which is one of the last. Boosted trees
+take the best of three settings, judged on that fifth after learning from the rest. They see means, deviations and
+percentiles of every band of an image, or of a pixel its bands and their mean and deviation over 3 × 3 and 9 × 9 pixels
+(of change: of both dates, and the difference). "full" and "lora" go on from a head that was trained on the frozen
+encoder. Runs that the output holds already are not repeated, and one that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -154,20 +154,20 @@ def _of_pairs(
     return from_dataset(task, train, test, lambda pair: (ImageSet([pair[0]]), pair[1]), classes=classes, test=test)
 
 
-def with_validation(data: LabelledData, seed: int) -> LabelledData:
-    """Return data with a fifth of what is to learn from, of every class where sets have one, drawn for validation."""
+def a_fifth(data: LabelledData, seed: int) -> np.ndarray:
+    """Return which sets to learn from are in a random fifth of them, of every class where sets have one, as bool."""
     generator = np.random.default_rng(seed)
-    labels = [int(label) if label.ndim == 0 else 0 for label in data.train.labels]
+    labels = np.array([int(label) if label.ndim == 0 else 0 for label in data.train.labels])
     drawn = np.zeros(len(labels), bool)
-    for label in sorted(set(labels)):
-        members = generator.permutation(np.flatnonzero(np.array(labels) == label))
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
         drawn[members[: max(1, round(len(members) / 5))]] = True
-    kept, drawn_sets = (data.train.select(np.flatnonzero(which)) for which in (~drawn, drawn))
-    return replace(data, train=kept, validation=drawn_sets)
+    return drawn
 
 
 def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed: int, runs: Path) -> dict[str, float]:
     """Return the scores of a fine-tuned model, its run kept in a folder of that name."""
+    data = replace(data, validation=data.train.select(np.flatnonzero(a_fifth(data, seed))))
     mode = "full" if method == "scratch" else method
     settings = SETTINGS[name].get(method, {})
     start: dict[str, Any] = {"checkpoint": checkpoint}
@@ -185,23 +185,26 @@ def finetuned(data: LabelledData, name: str, method: str, checkpoint: str, seed:
 
 
 def boosted(data: LabelledData, name: str, seed: int) -> dict[str, float]:
-    """Return the scores of boosted trees on plain numbers, with the settings that are best in validation."""
-    fit, judge = (fit_images, judge_images) if data.task == "classification" else (fit_pixels, judge_pixels)
-    numbers = fit(data, seed)
-    fitted = [
-        HistGradientBoostingClassifier(
-            random_state=seed, early_stopping=False, **{"max_iter": 200, "learning_rate": 0.1, **settings}
-        ).fit(*numbers)
-        for settings in TREES
-    ]
-    best = max(fitted, key=lambda trees: judge(trees, data, data.validation)[SCORES[name]])
+    """Return the scores of boosted trees on plain numbers, with the settings that are best on a fifth held back."""
+    numbers_of, judge = (
+        (images_to_learn, judge_images) if data.task == "classification" else (pixels_to_learn, judge_pixels)
+    )
+
+    def fit(sets: LabelledSets, settings: dict[str, Any]) -> HistGradientBoostingClassifier:
+        all_settings = {"max_iter": 200, "learning_rate": 0.1, **settings}
+        trees = HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **all_settings)
+        return trees.fit(*numbers_of(sets, seed))
+
+    held_back = a_fifth(data, seed)
+    learnt, judged = (data.train.select(np.flatnonzero(which)) for which in (~held_back, held_back))
+    best = max(TREES, key=lambda settings: judge(fit(learnt, settings), data, judged)[SCORES[name]])
     assert data.test is not None
-    return judge(best, data, data.test)
+    return judge(fit(data.train, best), data, data.test)
 
 
-def fit_images(data: LabelledData, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers and classes of the images to learn from."""
-    return _numbers_of(data.train), np.array([int(label) for label in data.train.labels])
+def images_to_learn(sets: LabelledSets, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers and classes of images."""
+    return _numbers_of(sets), np.array([int(label) for label in sets.labels])
 
 
 def judge_images(trees: HistGradientBoostingClassifier, data: LabelledData, part: LabelledSets) -> dict[str, float]:
@@ -215,13 +218,13 @@ def _numbers_of(part: LabelledSets) -> np.ndarray:
     return np.stack([image_numbers(part[at].image_set) for at in range(len(part))])
 
 
-def fit_pixels(data: LabelledData, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers and classes of some pixels of every map to learn from."""
+def pixels_to_learn(sets: LabelledSets, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers and classes of some pixels of every map."""
     generator = np.random.default_rng(seed)
     pixels, classes = [], []
-    each = MOST_PIXELS // len(data.train)
-    for at in range(len(data.train)):
-        example = data.train[at]
+    each = MOST_PIXELS // len(sets)
+    for at in range(len(sets)):
+        example = sets[at]
         known = np.flatnonzero(example.label.ravel() != IGNORED)
         known = generator.choice(known, min(each, len(known)), replace=False)
         pixels.append(pixel_numbers(example.image_set)[known])
@@ -298,7 +301,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.tasks.split(","):
             wanted = [method for method in arguments.methods.split(",") if (name, method, seed) not in done]
-            folds = [with_validation(fold, seed) for fold in TASKS[name](arguments.data)] if wanted else []
+            folds = TASKS[name](arguments.data) if wanted else []
             for method in wanted:
                 started = time.perf_counter()
                 found = [
