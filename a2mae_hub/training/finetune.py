@@ -47,9 +47,11 @@ FULL, FROZEN, LORA = "full", "frozen", "lora"
 MODES = (FULL, FROZEN, LORA)
 # Learning rate, epochs and sets of a step, where they are left out. Epochs of a frozen encoder cost little. A map has
 # thousands of labels, and tens of maps that learn in many steps of two learn more than in a few of sixteen.
-_DEFAULTS = {FULL: (5e-4, 20, 16), LORA: (2e-3, 20, 16), FROZEN: (5e-3, 100, 64)}
-_DEFAULTS_OF_MAPS = {FULL: (5e-4, 20, 2), LORA: (2e-3, 20, 2), FROZEN: (2e-3, 15, 2)}
-_LAYER_DECAY = 0.75  # as in MAE (He et al. 2022, table 9) for its smaller models
+_DEFAULTS = {FULL: (1e-3, 20, 16), LORA: (2e-3, 20, 16), FROZEN: (5e-3, 100, 64)}
+_DEFAULTS_OF_MAPS = {FULL: (1e-3, 30, 2), LORA: (2e-3, 30, 2), FROZEN: (2e-3, 15, 2)}
+_RATE_OF_MAP_HEADS = 2.0  # Over that of all weights: a map's head is new, and as deep as a small encoder.
+_LAYER_DECAY = 0.75  # as in MAE (He et al. 2022, table 9) for its smaller models, which have 12 layers
+_LAYERS_TO_SPARE = 12
 _WEIGHT_DECAY = 0.05
 _MAX_GRADIENT_NORM = 1.0
 _EXAMPLES = 32  # that tell of which sensors and bands the images are
@@ -68,7 +70,7 @@ def finetune(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     head_learning_rate: float | None = None,
-    layer_decay: float = _LAYER_DECAY,
+    layer_decay: float | None = None,
     class_weights: str | Sequence[float] | None = None,
     mixup: float = 0.0,
     patience: int | None = None,
@@ -98,12 +100,14 @@ def finetune(
         head: Of maps: "linear" or "fpn" of a segmentation, "difference" or "attention" of change; None leaves that to
             the configuration.
         size: Of classification: rows and columns that every image is resampled to, and will be in prediction.
-        epochs: Passes over the training part; None takes 20, and 100 of a frozen encoder (15 of maps).
+        epochs: Passes over the training part; None takes 20 (30 of maps), and 100 (15) of a frozen encoder.
         batch_size: Image sets of a step, all processes together; None takes 16, 64 of a frozen encoder, and 2 of maps,
             or the next multiple of the number of processes.
-        learning_rate: The highest; None takes 5e-4 (full), 2e-3 (lora, and frozen maps) or 5e-3 (frozen).
-        head_learning_rate: The highest of the head, in full and lora mode; None takes `learning_rate`.
-        layer_decay: In full mode, what the learning rate of a layer is multiplied by to have that of the layer below.
+        learning_rate: The highest; None takes 1e-3 (full), 2e-3 (lora, and frozen maps) or 5e-3 (frozen).
+        head_learning_rate: The highest of the head, in full and lora mode; None takes `learning_rate`, and in full mode
+            twice that of maps.
+        layer_decay: In full mode, what the learning rate of a layer is multiplied by to have that of the layer below;
+            None takes 0.75 of an encoder with 12 layers or more, and 1 of a smaller one.
         class_weights: "balanced", or one number per class.
         mixup: Of classification: α of Beta(α, α), by which what the encoder says of two sets is mixed, and the losses
             of their labels (Zhang et al. 2018, Verma et al. 2019; see `Mixup`); 0 mixes nothing.
@@ -130,6 +134,9 @@ def finetune(
     output = Path(output)
     is_map = data.task != CLASSIFICATION
     usual_rate, usual_epochs, usual_sets = (_DEFAULTS_OF_MAPS if is_map else _DEFAULTS).get(mode, _DEFAULTS[FULL])
+    learning_rate = usual_rate if learning_rate is None else learning_rate
+    if is_map and mode == FULL and head_learning_rate is None:
+        head_learning_rate = _RATE_OF_MAP_HEADS * learning_rate
     settings: dict[str, Any] = {
         "task": data.task,
         "problem_type": data.problem_type,
@@ -137,7 +144,7 @@ def finetune(
         "checkpoint": _called(checkpoint, config),
         "head": head,
         "size": size,
-        "learning_rate": usual_rate if learning_rate is None else learning_rate,
+        "learning_rate": learning_rate,
         "epochs": usual_epochs if epochs is None else epochs,
         "batch_size": rounded_up(usual_sets) if batch_size is None else batch_size,
         "head_learning_rate": head_learning_rate,
@@ -163,6 +170,8 @@ def finetune(
     check_head(data.task, head)
     set_seed(seed)
     model, processor, notes = make_model(data, checkpoint, config, head, size, settings["class_weights"])
+    if mode == FULL and layer_decay is None:
+        settings["layer_decay"] = _LAYER_DECAY if model.config.num_hidden_layers >= _LAYERS_TO_SPARE else 1.0
     settings["config"] = {field: getattr(model.config, field) for field in config_fields()}
     finished = _begin(output, settings)
     if finished is not None:

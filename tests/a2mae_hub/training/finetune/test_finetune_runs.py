@@ -31,6 +31,18 @@ def test_the_encoder_of_a_checkpoint_stays_as_it_is_in_frozen_mode(labelled, con
     assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
 
 
+@pytest.mark.parametrize(("layers", "decay"), [(2, 1.0), (12, 0.75)])
+def test_only_a_deep_encoder_learns_slower_below_and_heads_of_maps_learn_faster(
+    labelled, config, tmp_path, layers, decay
+):
+    config.num_hidden_layers = layers
+    for task, rate in (("classification", None), ("segmentation", 4e-3)):
+        report = finetune(labelled(task), tmp_path / task, config=config, epochs=1, learning_rate=2e-3)
+        assert report["settings"]["layer_decay"] == decay
+        assert report["settings"]["head_learning_rate"] == rate
+        assert f"--layer-decay {decay}" in (tmp_path / task / "README.md").read_text()
+
+
 @pytest.mark.parametrize("mode", ["full", "frozen", "lora"])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(labelled, config, tmp_path, monkeypatch, mode):
     if mode == "lora":
