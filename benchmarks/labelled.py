@@ -9,7 +9,8 @@ a fifth of what they learn from, which is one of the last. Boosted trees take th
 fifth after learning from the rest. They see means, deviations and percentiles of every band of an image, or of a pixel
 its bands and their mean and deviation over 3 × 3 and 9 × 9 pixels (of change: of both dates, and the difference).
 Of images, "full" and "lora" go on from a head that was trained on the frozen encoder. Runs that the output holds
-already are not repeated, and one that was stopped goes on.
+already are not repeated, and one that was stopped goes on. `labelled.jsonl` beside this file is the output behind the
+table of the README: copied to the output, it is gone on with.
 """
 
 from __future__ import annotations
