@@ -188,16 +188,16 @@ def boosted(data: LabelledData, name: str, seed: int) -> dict[str, float]:
         (images_to_learn, judge_images) if data.task == "classification" else (pixels_to_learn, judge_pixels)
     )
 
-    def fit(sets: LabelledSets, settings: dict[str, Any]) -> HistGradientBoostingClassifier:
+    def fit(numbers: tuple[np.ndarray, np.ndarray], settings: dict[str, Any]) -> HistGradientBoostingClassifier:
         all_settings = {"max_iter": 200, "learning_rate": 0.1, **settings}
-        trees = HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **all_settings)
-        return trees.fit(*numbers_of(sets, seed))
+        return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **all_settings).fit(*numbers)
 
     held_back = a_fifth(data, seed)
     learnt, judged = (data.train.select(np.flatnonzero(which)) for which in (~held_back, held_back))
-    best = max(TREES, key=lambda settings: judge(fit(learnt, settings), data, judged)[SCORES[name]])
+    numbers = numbers_of(learnt, seed)
+    best = max(TREES, key=lambda settings: judge(fit(numbers, settings), data, judged)[SCORES[name]])
     assert data.test is not None
-    return judge(fit(data.train, best), data, data.test)
+    return judge(fit(numbers_of(data.train, seed), best), data, data.test)
 
 
 def images_to_learn(sets: LabelledSets, seed: int) -> tuple[np.ndarray, np.ndarray]:

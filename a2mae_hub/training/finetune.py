@@ -371,7 +371,10 @@ def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"settings": settings}, indent=1))
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error}); remove its folder, or name another one.") from error
     found.setdefault("test_scores", None)  # of folders from before there was a test part
     ours = json.loads(json.dumps(settings))
     for key, value in ours.items():

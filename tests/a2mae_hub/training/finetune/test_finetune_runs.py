@@ -31,6 +31,13 @@ def test_the_encoder_of_a_checkpoint_stays_as_it_is_in_frozen_mode(labelled, con
     assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
 
 
+def test_a_damaged_report_in_the_output_folder_is_named(labelled, config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "finetuning.json").write_text('{"settings": ')
+    with pytest.raises(ValueError, match=r"finetuning\.json: is no JSON .*; remove its folder, or name another one"):
+        finetune(labelled(), tmp_path / "run", config=config, epochs=1)
+
+
 @pytest.mark.parametrize(("layers", "decay"), [(2, 1.0), (12, 0.75)])
 def test_only_a_deep_encoder_learns_slower_below_and_heads_of_maps_learn_faster(
     labelled, config, tmp_path, layers, decay
