@@ -85,7 +85,7 @@ def finetune(
 
     AdamW with weight decay 0.05 on matrices, gradients clipped at norm 1, the learning rate warmed up over a twentieth
     of the steps and lowered along a cosine; bfloat16 where a CUDA device has it. After every epoch the validation part
-    is judged, and what did best there is kept: accuracy of classes, mean average precision of several labels a set,
+    is judged, and what did best there, at last where several did, is kept: accuracy of classes, mean average precision of several labels a set,
     root mean squared error of values, mean IoU of a segmentation, F1 of change. That is saved, and then judged on the
     test part.
 
@@ -206,7 +206,7 @@ def finetune(
     trained_parameters = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
     history = list(trainer.state.log_history)
     leading = f"eval_{leading_score(data.task, data.problem_type)[0]}"
-    best = next((entry["epoch"] for entry in history if entry.get(leading) == trainer.state.best_metric), None)
+    best = max((entry["epoch"] for entry in history if entry.get(leading) == trainer.state.best_metric), default=None)
     test_scores = None
     try:
         with _sentences_of_workers():

@@ -207,6 +207,13 @@ class TaskTrainer(Trainer):
             answers, labels = (numbers * deviation + mean for numbers in (answers, labels))
         return classification_scores(answers, labels, self.data.problem_type)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Prefer the later of epochs alike, whose learning rate was lower: on a few sets many are."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if not is_best and metrics[str(self.args.metric_for_best_model)] == self.state.best_metric:
+            self.state.best_global_step, is_best = self.state.global_step, True
+        return is_best
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model, without what peft has to say of vocabularies, which images have none of."""
         with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from a2mae_hub.training.finetune import finetune
 from a2mae_hub.training.labelled import from_dataset
 from a2mae_hub.training.task_batches import TaskCollator
 from a2mae_hub.training.task_models import parameter_groups
+from a2mae_hub.training.task_trainer import TaskTrainer
 
 
 def test_the_encoder_of_a_checkpoint_stays_as_it_is_in_frozen_mode(labelled, config, tmp_path):
@@ -157,7 +158,29 @@ def test_training_ends_where_nothing_improves(labelled, config, tmp_path):
     report = finetune(
         labelled(), tmp_path / "run", config=config, epochs=50, patience=1, batch_size=4, learning_rate=2e-2
     )
-    assert max(entry["epoch"] for entry in report["curve"]) == report["best_epoch"] + 1 < 50
+    scores = [entry["eval_accuracy"] for entry in report["curve"] if "eval_accuracy" in entry]
+    assert len(scores) < 50 and scores[-1] <= scores[-2] and all(np.diff(scores[:-1]) > 0)
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_of_epochs_that_did_equally_well_the_last_is_kept(labelled, config, tmp_path, monkeypatch, task):
+    """Half of six epochs reach the same score, and the one after them less."""
+    score = {"classification": "accuracy", "segmentation": "mean_iou"}[task]
+    told = iter([0.2, 0.6, 0.4, 0.6, 0.6, 0.5, 0.6])
+    monkeypatch.setattr(TaskTrainer, "scores", lambda self, prediction: {score: next(told)})
+    kept = {}
+    save = TaskTrainer._save_checkpoint
+
+    def remember(self, model, trial):
+        kept[self.state.global_step] = {name: weight.clone() for name, weight in model.state_dict().items()}
+        save(self, model, trial)
+
+    monkeypatch.setattr(TaskTrainer, "_save_checkpoint", remember)
+    report = finetune(labelled(task), tmp_path / "run", config=config, epochs=6, batch_size=4)
+    assert report["best_epoch"] == 5
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    for name, weight in kept[5 * 3].items():
+        torch.testing.assert_close(saved[name], weight, rtol=0, atol=0)
 
 
 def test_layers_learn_at_rates_that_fall_by_a_factor(config):
