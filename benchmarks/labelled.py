@@ -151,7 +151,7 @@ def _classified(images: Sequence[Any], labels: np.ndarray, classes: list[str], i
 
 def _segmented(images: Sequence[Any], masks: Sequence[np.ndarray], is_test: np.ndarray) -> LabelledData:
     """Return images with a mask each, in which what only the test part shows is unlabelled: it cannot be learnt."""
-    known = np.unique([masks[at] for at in np.flatnonzero(~is_test)])
+    known = np.unique(np.stack([masks[at] for at in np.flatnonzero(~is_test).tolist()]))
     masks = [np.where(np.isin(mask, known) & (mask >= 0), mask, IGNORED) for mask in masks]
     return _of_pairs("segmentation", list(zip(images, masks, strict=True)), ~is_test)
 

@@ -85,9 +85,9 @@ def finetune(
 
     AdamW with weight decay 0.05 on matrices, gradients clipped at norm 1, the learning rate warmed up over a twentieth
     of the steps and lowered along a cosine; bfloat16 where a CUDA device has it. After every epoch the validation part
-    is judged, and what did best there, at last where several did, is kept: accuracy of classes, mean average precision of several labels a set,
-    root mean squared error of values, mean IoU of a segmentation, F1 of change. That is saved, and then judged on the
-    test part.
+    is judged, and what did best there, at last where several did, is kept: accuracy of classes, mean average precision
+    of several labels a set, root mean squared error of values, mean IoU of a segmentation, F1 of change. That is saved,
+    and then judged on the test part.
 
     Args:
         data: As `read_labelled` or `from_dataset` returns it.
