@@ -59,6 +59,13 @@ SCORES = {
     "hls-worldcover": "pixel_accuracy",
     "bark-beetle": "f1",
 }
+TITLES = {
+    "eurosat-rgb": "EuroSAT-RGB, 5 000 / 1 000, accuracy",
+    "eurosat-multispectral": "EuroSAT, 13 bands, 80 / 20, accuracy",
+    "hls-water": "water in HLS, 100 / 20, IoU",
+    "hls-worldcover": "WorldCover classes in HLS, 100 / 20, pixel accuracy",
+    "bark-beetle": "bark beetle, 80 / 20 sites, F1 of change",
+}
 # Settings of `finetune` by task, and by method within it, where they are not its defaults. From scratch, maps are
 # learnt exactly as from the checkpoint, and images in twice as many epochs.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -281,33 +288,35 @@ def pixel_numbers(image_set: ImageSet) -> np.ndarray:
 
 
 def print_tables(runs: list[dict[str, Any]]) -> None:
-    """Print in Markdown the means over the runs, and by how much full fine-tuning is ahead in runs alike.
+    """Print in Markdown the means over the runs, the best one bold, and by how much full fine-tuning is ahead.
 
-    With their standard deviation, and with the standard error of the mean difference.
+    The first with the standard deviation of the runs, the second with the standard error of the mean difference between
+    runs of one number, which have seed and test part in common.
     """
     found = {(run["task"], run["method"], run["seed"]): run["scores"][SCORES[run["task"]]] for run in runs}
-    of = {
-        (name, method): {seed: found[name, method, seed] for seed in range(RUNS[name]) if (name, method, seed) in found}
-        for name in SCORES
-        for method in METHODS
-    }
-    print("| task | score | " + " | ".join(METHODS) + " | runs |\n" + "|---" * (len(METHODS) + 3) + "|")
-    for name, score in SCORES.items():
-        values = [list(of[name, method].values()) for method in METHODS]
-        counts = sorted({len(one) for one in values if one})
-        cells = [_mean(one, 1.0) for one in values]
-        print(f"| {name} | {score.replace('_', ' ')} | {' | '.join(cells)} | {' to '.join(map(str, counts))} |")
-    print("\n| full is ahead of | " + " | ".join(METHODS[1:]) + " |\n" + "|---" * len(METHODS) + "|")
-    for name in SCORES:
-        full = of[name, "full"]
-        ahead = [[full[seed] - other for seed, other in of[name, method].items() if seed in full] for method in METHODS]
-        print(f"| {name} | " + " | ".join(_mean(one, len(one) ** -0.5 if one else 1.0) for one in ahead[1:]) + " |")
+    means, ahead = [], []
+    for name, title in TITLES.items():
+        of = {
+            method: {seed: found[name, method, seed] for seed in range(RUNS[name]) if (name, method, seed) in found}
+            for method in METHODS
+        }
+        best = max((statistics.mean(one.values()) for one in of.values() if one), default=None)
+        counts = sorted({len(one) for one in of.values() if one})
+        cells = [_mean(list(one.values()), 1.0, best) for one in of.values()]
+        means.append(f"| {title} | {' | '.join(cells)} | {' to '.join(map(str, counts))} |")
+        less = [[of["full"][run] - other for run, other in one.items() if run in of["full"]] for one in of.values()]
+        ahead.append(f"| {title} | {' | '.join(_mean(one, len(one) ** -0.5) if one else '' for one in less[1:])} |")
+    print(f"| | {' | '.join(METHODS)} | runs |\n" + "|---" * (len(METHODS) + 2) + "|", *means, sep="\n")
+    print(f"\n| full is ahead of | {' | '.join(METHODS[1:])} |\n" + "|---" * len(METHODS) + "|", *ahead, sep="\n")
 
 
-def _mean(values: Sequence[float], share: float) -> str:
-    """Return a mean, and a share of the standard deviation, or nothing."""
+def _mean(values: Sequence[float], share: float, best: float | None = None) -> str:
+    """Return a mean, bold where it is the best, and a share of the standard deviation; or nothing of no values."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
     spread = f" ± {share * statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{spread}" if values else ""
+    return f"**{mean:.3f}**{spread}" if mean == best else f"{mean:.3f}{spread}"
 
 
 def main() -> None:
