@@ -1,6 +1,6 @@
 """The figure of the README: images of HLS that were not learnt from, ESA WorldCover, and what a fine-tuned model says.
 
-    python benchmarks/land_cover.py out/labelled/hls-worldcover-0-0/full --data ../shared/data -o land_cover.png
+    python benchmarks/land_cover.py out/labelled/hls-worldcover-0/full --data ../shared/data -o land_cover.png
 
 The run is one that `benchmarks/labelled.py` has left.
 """
