@@ -15,6 +15,8 @@ from .augmentation import turn_patches
 from .label_files import IGNORED
 from .labelled import LabelledSet
 
+# Times that a part is drawn before a set is taken whole: half of them anywhere, half around a pixel with a label.
+_DRAWS = 32
 # What a batch has of every token.
 _TOKEN_KEYS = ("pixel_values", "pixel_mask", "attention_mask", "image_ids", "patch_positions")
 
@@ -46,6 +48,8 @@ class TaskCollator:
         generators = [np.random.default_rng((self.seed, one.epoch, one.index)) for one in examples]
         is_map = labels[0].ndim == 2
         patch = self.processor.patch_size
+        if is_map:
+            self._check_sizes(sets)
         if self.augment and is_map:
             sides = (self.side * patch, self.side * patch)
             cut = [cut_out(*one, sides, patch) for one in zip(sets, labels, generators, strict=True)]
@@ -64,6 +68,19 @@ class TaskCollator:
         batch["labels"] = _stacked(labels) if is_map else np.stack(labels)
         batch["indices"] = np.array([one.index for one in examples], np.int64)
         return {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in batch.items()}
+
+    def _check_sizes(self, sets: Sequence[ImageSet]) -> None:
+        """Refuse images that are smaller than a patch in a sentence that suits maps, which resample nothing."""
+        patch = self.processor.patch_size
+        for image_set in sets:
+            for image in image_set:
+                height, width = image.pixels.shape[1:]
+                if min(height, width) < patch:
+                    raise ValueError(
+                        f"{image.source or image_set.name or 'An image'}: is {height} × {width} pixels, smaller than"
+                        f" one patch of {patch}, and maps are made on the pixels that images have; leave it out, or"
+                        " give a larger image."
+                    )
 
 
 def _stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
@@ -113,7 +130,8 @@ def cut_out(
 ) -> tuple[ImageSet, np.ndarray]:
     """Return a random part of a set and of its mask, of that many pixels of the anchor at most.
 
-    Other images give the same share of their pixels, which is the same ground where all have one footprint.
+    Other images give the same share of their pixels, which is the same ground where all have one footprint. Parts where
+    an image has no data, or the mask no label, are drawn again; where there is no other the set stays whole.
 
     Args:
         image_set: The images.
@@ -126,16 +144,28 @@ def cut_out(
     if shares == [1.0, 1.0]:
         return image_set, label
     # On whole pixels of the anchor.
-    starts = [
-        generator.integers(side - round(share * side) + 1) / side
-        for share, side in zip(shares, label.shape, strict=True)
-    ]
+    sides = [round(share * side) for share, side in zip(shares, label.shape, strict=True)]
+    labelled = np.flatnonzero(label != IGNORED)
 
-    def window(shape: Sequence[int]) -> tuple[slice, slice]:
+    def window(shape: Sequence[int], starts: Sequence[float]) -> tuple[slice, slice]:
         spans = [max(min(patch_size, side), round(share * side)) for share, side in zip(shares, shape, strict=True)]
         firsts = [min(round(start * side), side - span) for start, side, span in zip(starts, shape, spans, strict=True)]
         rows, columns = (slice(first, first + span) for first, span in zip(firsts, spans, strict=True))
         return rows, columns
 
-    images = [cut_image(image, *window(image.pixels.shape[1:])) for image in image_set]
-    return replace(image_set, images=images), label[window(label.shape)]
+    for draw in range(_DRAWS):
+        firsts = [int(generator.integers(whole - side + 1)) for whole, side in zip(label.shape, sides, strict=True)]
+        if draw >= _DRAWS // 2 and len(labelled):
+            centre = np.unravel_index(generator.choice(labelled), label.shape)
+            firsts = [
+                int(np.clip(at - side // 2, 0, whole - side))
+                for at, whole, side in zip(centre, label.shape, sides, strict=True)
+            ]
+        starts = [first / whole for first, whole in zip(firsts, label.shape, strict=True)]
+        part = label[window(label.shape, starts)]
+        if len(labelled) and not (part != IGNORED).any():
+            continue
+        images = [cut_image(image, *window(image.pixels.shape[1:], starts)) for image in image_set]
+        if all(image.valid_values().any() for image in images):
+            return replace(image_set, images=images), part
+    return image_set, label

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from a2mae_hub import Image, ImageSet
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
@@ -106,3 +110,41 @@ def test_a_cut_keeps_its_place_on_the_ground():
     assert image.pixels.shape == (2, 16, 16)
     assert (image.transform[2], image.transform[5]) == tuple(image.pixels[:, 0, 0])
     np.testing.assert_array_equal(4_600_000 - 10.0 * label, image.pixels[1])
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(8, 60), st.integers(8, 60)),
+    st.tuples(st.integers(0, 2**16), st.integers(0, 2**16)),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_cut_holds_data_of_every_image_and_a_label_where_there_are_some(seed, shape, places):
+    """Of each of two dates a single pixel may be real, or, as at the edge of a swath, all on one side of a column."""
+    rows, columns = np.indices(shape)
+    at = [np.unravel_index(place % rows.size, shape) for place in places]
+    swath = columns >= at[0][1]
+    images = [
+        Image(np.where(real, 1500, 0).astype(np.uint16)[None], ["B02"], "sentinel-2-l2a", gsd=10.0, nodata=0)
+        for real in (swath, (rows == at[1][0]) & (columns == at[1][1]))
+    ]
+    label = np.where(swath, 1, IGNORED).astype(np.uint8)
+    cut, part = cut_out(ImageSet(images), label, np.random.default_rng(seed), (16, 16), PATCH)
+    assert all(image.valid_values().any() for image in cut)
+    assert (part != IGNORED).any()
+    assert part.shape == cut[0].pixels.shape[1:]
+
+
+def test_where_data_is_plenty_a_cut_is_small_however_rare_labels_are():
+    one = image_set((400, 400))
+    label = np.full((400, 400), IGNORED, np.uint8)
+    label[3, 390:393] = 1
+    for seed in range(20):
+        _, part = cut_out(one, label, np.random.default_rng(seed), (16, 16), PATCH)
+        assert part.shape == (16, 16) and (part == 1).any()
+
+
+def test_an_image_smaller_than_a_patch_is_named(processor):
+    one = ImageSet([replace(image_set((5, 30))[0], source="strip.tif")])
+    example = LabelledSet(one, np.zeros((5, 30), np.uint8), 0, 0)
+    with pytest.raises(ValueError, match=r"strip\.tif: is 5 × 30 pixels, .* one patch of 8, .*; leave it out, or give"):
+        TaskCollator(processor)([example])
