@@ -317,6 +317,20 @@ def reconstruct(
     return images[0], masks[0]
 
 
+def usable_device(device: str | None) -> torch.device:
+    """Return a device by the name that torch gives it; None takes a GPU where there is one.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"device={device!r} cannot be used ({reason[:100].rstrip('.')}); take cpu.") from error
+
+
 def check_output(path: Path, suffixes: Sequence[str]) -> None:
     """Say, before the work is done, that its result could not be written.
 

@@ -26,6 +26,7 @@ from a2mae_hub.checkpoints import embedded
 from a2mae_hub.inference import load_checkpoint
 from a2mae_hub.model_cards import model_card, shown_name
 from a2mae_hub.modeling import modeling_a2mae, tasks_a2mae
+from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 
 from .hub_errors import PATIENCE, in_plain_words, without_tokens
 
@@ -165,7 +166,8 @@ def plan_model(
     }
     for name in {"training.json", "finetuning.json"} & contents.keys():
         contents[name] = _without_paths(folder / name)
-    contents["config.json"] = _with_auto_map(folder / "config.json", _model_classes())
+    architectures = A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []
+    contents["config.json"] = _with_auto_map(folder / "config.json", _model_classes(architectures))
     processors = {"AutoImageProcessor": "image_processing_a2mae.A2MAEImageProcessor"}
     contents["preprocessor_config.json"] = _with_auto_map(folder / "preprocessor_config.json", processors)
     contents |= {path.name: path for path in Path(modeling.__path__[0]).glob("*_a2mae.py")}
@@ -272,14 +274,20 @@ def _check(folder: Path, repo_id: str, revision: str | None, create_pr: bool) ->
         raise ValueError(f"revision={revision!r}: a pull request goes to main; leave the revision or the request out.")
 
 
-def _model_classes() -> dict[str, str]:
-    """Return, for every Auto class of transformers that one of our classes serves, the file and the class."""
+def _model_classes(architectures: Sequence[str] = ()) -> dict[str, str]:
+    """Return, for every Auto class of transformers that one of our classes serves, the file and the class.
+
+    Args:
+        architectures: Of the checkpoint. Maps of change come by the Auto class of segmentations, as there is no other.
+    """
     found = {auto: f"modeling_a2mae.{name}" for auto, name in _OF_AUTO_CLASS.items()}
     for module in (modeling_a2mae, tasks_a2mae):
         for name in module.__all__:
             task = re.fullmatch(r"A2MAE(For\w+)", name)
             if task and hasattr(transformers, f"AutoModel{task[1]}"):
                 found[f"AutoModel{task[1]}"] = f"{module.__name__.rpartition('.')[2]}.{name}"
+    if "A2MAEForChangeDetection" in architectures:
+        found["AutoModelForSemanticSegmentation"] = "tasks_a2mae.A2MAEForChangeDetection"
     return {"AutoConfig": "configuration_a2mae.A2MAEConfig", **found}
 
 

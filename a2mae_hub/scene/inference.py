@@ -29,7 +29,7 @@ from transformers.processing_utils import Unpack
 
 from a2mae_hub.grids import Box, Window, window_of_bounds, window_of_box
 from a2mae_hub.images import ImageSet
-from a2mae_hub.inference import MAX_TOKENS, Checkpoint, check_output, load_checkpoint, weights_hash
+from a2mae_hub.inference import MAX_TOKENS, Checkpoint, check_output, load_checkpoint, usable_device, weights_hash
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForChangeDetection
 from a2mae_hub.prediction import NO_CLASS, TaskCheckpoint, class_colours, load_task_checkpoint
@@ -300,7 +300,7 @@ class _Job:
         started = time.perf_counter()
         check_format(path, layout.crs)
         check_not_an_image(path, self.scenes)
-        place = _usable(device or _default_device(precision))
+        place = usable_device(device or _default_device(precision))
         self.checkpoint.model.to(place)
         work = Work(path, self._settings(type(answers).__name__, precision))
         with work.alone():
@@ -462,15 +462,6 @@ class _Steps:
             return
         self.prepared += len(batch)
         yield _Step(block, windows, sets, inputs)
-
-
-def _usable(device: str) -> torch.device:
-    """Return a device, or say that it is not there."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"device={device!r} cannot be used ({reason[:100].rstrip('.')}); take cpu.") from error
 
 
 def _default_device(precision: Precision) -> str:

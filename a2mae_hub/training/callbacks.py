@@ -1,12 +1,13 @@
-"""What happens beside the steps of a pre-training run: seeds, a stop where the loss is lost, and figures."""
+"""What happens beside the steps of a training: reports, seeds, a stop where the loss is lost, and figures."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +17,18 @@ from a2mae_hub.images import ImageSet
 from a2mae_hub.inference import Checkpoint, reconstruct
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.modeling_a2mae import A2MAEForPreTraining
+
+
+@contextmanager
+def known_reporters(args: TrainingArguments) -> Iterator[None]:
+    """Say of a Trainer that is made meanwhile, in a sentence, that what it is to report to is not installed."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = ", ".join(cast(list[str], args.report_to))
+        if not told or "installed" not in str(error):
+            raise
+        raise ImportError(f"report_to={told}: is not installed; pip install {told}, or leave it out.") from error
 
 
 class SeedEveryStep(TrainerCallback):

@@ -25,13 +25,14 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from a2mae_hub import __version__
 from a2mae_hub.checkpoints import DEFAULT
+from a2mae_hub.images import ImageSet
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
 from a2mae_hub.prediction import FINETUNING, differing_inputs, inputs_of, known_inputs
 from a2mae_hub.whole_files import write_atomically
 
-from .callbacks import SeedEveryStep
+from .callbacks import SeedEveryStep, known_reporters
 from .finetuned_card import write_card
 from .frozen import EncodedMaps, EncodedSets, HeadOnFeatures, encode, whole_batch
 from .label_files import CLASSIFICATION, REGRESSION
@@ -55,6 +56,7 @@ _LAYERS_TO_SPARE = 12
 _WEIGHT_DECAY = 0.05
 _MAX_GRADIENT_NORM = 1.0
 _EXAMPLES = 32  # that tell of which sensors and bands the images are
+_SAMPLED_SIDE = 64  # pixels, about, of an image that tell it from others
 
 
 def finetune(
@@ -272,7 +274,8 @@ def _prepared(
     if settings["mode"] != FROZEN:
         return sets
     kept = EncodedSets if settings["task"] == CLASSIFICATION else EncodedMaps
-    return kept(encode(model, sets, collator, settings["batch_size"] // num_processes(), settings["workers"]))
+    encoded = encode(model, sets, collator, settings["batch_size"] // num_processes(), settings["workers"])
+    return kept(encoded, sets.names)
 
 
 def _trainer(
@@ -310,20 +313,21 @@ def _trainer(
     train: torch.utils.data.Dataset = data.train
     if is_frozen:
         train, collators = _prepared(model, data.train, collators[1], settings), (whole_batch, whole_batch)
-    return TaskTrainer(
-        trained,
-        args,
-        train_dataset=train,
-        eval_dataset=validation,
-        callbacks=callbacks,
-        processing_class=processor,
-        collators=collators,
-        data=data,
-        layer_decay=settings["layer_decay"],
-        values=values,
-        head_learning_rate=settings["head_learning_rate"],
-        mixup=mixup,
-    )
+    with known_reporters(args):
+        return TaskTrainer(
+            trained,
+            args,
+            train_dataset=train,
+            eval_dataset=validation,
+            callbacks=callbacks,
+            processing_class=processor,
+            collators=collators,
+            data=data,
+            layer_decay=settings["layer_decay"],
+            values=values,
+            head_learning_rate=settings["head_learning_rate"],
+            mixup=mixup,
+        )
 
 
 def _check(settings: Mapping[str, Any], output: Path) -> None:
@@ -357,8 +361,14 @@ def _check(settings: Mapping[str, Any], output: Path) -> None:
             raise ValueError(
                 f"{told}: a lone set has none to be mixed with; give a larger batch_size, or leave it out."
             )
-    if isinstance(settings["class_weights"], str) and settings["class_weights"] != "balanced":
-        raise ValueError(f"class_weights={settings['class_weights']!r} must be 'balanced' or one number per class.")
+    weights = settings["class_weights"]
+    if isinstance(weights, str) and weights != "balanced":
+        raise ValueError(f"class_weights={weights!r} must be 'balanced' or one number per class.")
+    if isinstance(weights, list):
+        if settings["problem_type"] == REGRESSION:
+            raise ValueError(f"class_weights={weights}: a regression has no classes; leave it out.")
+        if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+            raise ValueError(f"class_weights={weights} must be finite numbers of at least 0, and not all be 0.")
     check_divisible(settings["batch_size"])
 
 
@@ -381,7 +391,11 @@ def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         before = found["settings"].get(key)
         if before != value:
             told = (
-                "other data" if key == "data" else "another configuration" if key == "config" else f"{key}={before!r}"
+                "other images, bands or labels"
+                if key == "data"
+                else "another configuration"
+                if key == "config"
+                else f"{key}={before!r}"
             )
             raise ValueError(
                 f"{output}: holds a run with {told}; give what it was begun with to go on with it, or another folder."
@@ -442,16 +456,26 @@ def _called(checkpoint: str | os.PathLike[str] | None, config: A2MAEConfig | Non
 
 
 def _fingerprint(data: LabelledData) -> str:
-    """Return what tells sets and labels from others, wherever the files lie."""
+    """Return what tells sets and labels from others, wherever the files lie: names, labels, and some of the pixels."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for part in data.parts().values():
         for name, label in zip(part.names, part.labels, strict=True):
             digest.update(os.path.basename(name).encode() + label.tobytes())
+    for image_set in _examples(data.train):
+        for image in image_set:
+            told = (image.sensor, *image.bands, image.nodata, image.scale, image.offset)
+            down, right = (max(1, side // _SAMPLED_SIDE) for side in image.pixels.shape[1:])
+            digest.update(repr(told).encode() + image.pixels[:, ::down, ::right].tobytes())
     return digest.hexdigest()[:16]
 
 
 def _inputs(sets: LabelledSets) -> dict[str, list[str]]:
-    """Return the bands of each sensor that some of the sets have, evenly spread."""
+    """Return the bands of each sensor that some of the sets have."""
+    return inputs_of(_examples(sets))
+
+
+def _examples(sets: LabelledSets) -> Iterator[ImageSet]:
+    """Yield some of the sets, evenly spread."""
     count = len(sets)
-    places = sorted({round(at) for at in np.linspace(0, count - 1, min(count, _EXAMPLES))})
-    return inputs_of(sets[place].image_set for place in places)
+    for place in sorted({round(at) for at in np.linspace(0, count - 1, min(count, _EXAMPLES))}):
+        yield sets[place].image_set

@@ -206,6 +206,9 @@ def predict(
             " images."
         )
         return
+    if window or overlap or precision != "float32":
+        raise ValueError(f"{output}: scores are made in one pass, without --window, --overlap and --precision.")
+    loaded.model.to(inference.usable_device(device))
     answers, notes = [], []
     for scene in scenes:
         image_set = read([scene], sensor, bands, acquired, bounds, scale, offset, nodata, anchor)
@@ -242,6 +245,9 @@ def _classes(option: str | None) -> list[str] | dict[int, str] | None:
         return parts
     pairs = [part.partition("=") for part in parts]
     try:
-        return {int(number): name.strip() for number, _, name in pairs}
+        names = {int(number): name.strip() for number, _, name in pairs}
     except ValueError:
         raise ValueError(f"--classes {option}: give names, a,b,c, or numbers and names, 0=land,1=water.") from None
+    if len(names) < len(pairs):
+        raise ValueError(f"--classes {option}: a number is given twice; give each class one name.")
+    return names

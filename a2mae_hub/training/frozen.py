@@ -21,9 +21,11 @@ class EncodedSets(Dataset):
 
     Args:
         batches: As `encode` returns them.
+        names: What to call each set in messages.
     """
 
-    def __init__(self, batches: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, batches: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+        self.names = names
         self.columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
     def __len__(self) -> int:
@@ -41,10 +43,11 @@ class EncodedMaps(Dataset):
 
     Args:
         batches: As `encode` returns them.
+        names: What to call each set in messages.
     """
 
-    def __init__(self, batches: Sequence[dict[str, Any]]) -> None:
-        self.batches = batches
+    def __init__(self, batches: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+        self.batches, self.names = batches, names
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -11,6 +12,14 @@ import numpy as np
 from .label_files import CLASSIFICATION, IGNORED, MULTI, REGRESSION, SINGLE, LabelledFiles, Mask
 
 
+def check_names(classes: Sequence[str] | Mapping[int, str] | None) -> None:
+    """Raise ValueError where two classes have one name."""
+    names = list(classes.values() if isinstance(classes, Mapping) else classes or ())
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"classes: {name!r} is given twice; give every class a name of its own.")
+
+
 def problem_of(task: str, found: Sequence[LabelledFiles], classes: Sequence[str] | Mapping[int, str] | None) -> str:
     """Return the problem type that the labels make.
 
@@ -18,6 +27,12 @@ def problem_of(task: str, found: Sequence[LabelledFiles], classes: Sequence[str]
         ValueError: If a label is of another kind than the first, or does not suit the task; names both sets.
     """
     kinds = [_kind(one.label, classes is not None) for one in found]
+    if REGRESSION in kinds:
+        # Among numbers that are not whole, those that happen to be are values, too.
+        kinds = [
+            REGRESSION if kind in (SINGLE, MULTI) and _is_numeric(one.label) else kind
+            for one, kind in zip(found, kinds, strict=True)
+        ]
     for one, kind in zip(found, kinds, strict=True):
         if kind is None or (task != CLASSIFICATION) != (kind == "mask"):
             raise ValueError(f"{one.name}: its label {_shown(one.label)} suits no {task}; see docs/finetuning.md.")
@@ -39,7 +54,7 @@ def _kind(label: Any, has_classes: bool) -> str | None:
     parts = list(label) if is_list else [label]
     if all(isinstance(part, str) for part in parts):
         return MULTI if is_list else SINGLE
-    if not all(isinstance(part, Real) and np.isfinite(float(part)) for part in parts):
+    if not _is_numeric(label):
         return None
     whole = all(float(part) == int(part) for part in parts)
     if whole and (has_classes or all(isinstance(part, Integral) for part in parts)):
@@ -47,9 +62,15 @@ def _kind(label: Any, has_classes: bool) -> str | None:
     return REGRESSION
 
 
+def _is_numeric(label: Any) -> bool:
+    """Return whether a label is a finite number, or several and nothing else."""
+    parts = list(label) if isinstance(label, (list, tuple, set, np.ndarray)) else [label]
+    return bool(parts) and all(isinstance(part, Real) and np.isfinite(float(part)) for part in parts)
+
+
 def _shown(label: Any) -> str:
     """Return a label as a message quotes it."""
-    return "of pixels" if isinstance(label, Mask) else repr(label)
+    return "of pixels" if isinstance(label, Mask) else reprlib.repr(label)
 
 
 def encode_labels(
@@ -79,10 +100,16 @@ def encode_labels(
             if value.shape != values[0].shape:
                 raise ValueError(f"{one.name}: has {len(value)} values, and {found[0].name} {len(values[0])}.")
         names = list(classes.values() if isinstance(classes, Mapping) else classes or ())
+        if names and len(names) != len(values[0]):
+            raise ValueError(
+                f"classes={names}: the sets have {len(values[0])} values each; give as many names, or leave it out."
+            )
         return names or [f"value {number}" for number in range(len(values[0]))], values
-    keys = [_keys(one.label) for one in found]
+    keys = [keys_of(one.label) for one in found]
     is_mask = isinstance(found[0].label, Mask)
     known = _names(keys, is_train, classes, is_mask, change)
+    if not known:
+        raise ValueError("The labels of the training part hold no class; give some.")
     trained: set[Any] = set()
     way_out = ("split in another way" if classes is None else "name it among classes") + ", or leave it out."
     for one, own, learnt in zip(found, keys, is_train, strict=True):
@@ -108,10 +135,10 @@ def encode_labels(
     return list(known.values()), [_encoded(one.label, numbers, problem) for one in found]
 
 
-def _keys(label: Any) -> set[Any]:
+def keys_of(label: Any) -> set[Any]:
     """Return the classes of a label as they are written: texts, or whole numbers."""
     if isinstance(label, Mask):
-        return set(np.unique(label.values[label.known]).tolist())
+        return set(label.numbers)
     parts = label if isinstance(label, (list, tuple, set, np.ndarray)) else [label]
     return {part if isinstance(part, str) else int(part) for part in parts}
 
@@ -148,7 +175,7 @@ def _encoded(label: Any, numbers: Mapping[Any, int], problem: str) -> np.ndarray
         for key, number in numbers.items():
             encoded[label.known & (label.values == key)] = number
         return encoded
-    own = [numbers[key] for key in _keys(label)]
+    own = [numbers[key] for key in keys_of(label)]
     if problem == SINGLE:
         return np.array(own[0], np.int64)
     present = np.zeros(len(numbers), np.float32)

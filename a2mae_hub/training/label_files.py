@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,11 @@ class Mask:
     values: np.ndarray
     known: np.ndarray
     source: str
+
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        """The numbers of the classes that it shows."""
+        return frozenset(np.unique(self.values[self.known]).astype(int).tolist())
 
 
 class LabelledFiles(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 
 from a2mae_hub.images import ImageSet
 
-from .label_encoding import encode_labels, problem_of
+from .label_encoding import check_names, encode_labels, keys_of, problem_of
 from .label_files import (
     CHANGE,
     CLASSIFICATION,
@@ -298,8 +299,9 @@ def from_dataset(
             kept in memory.
         validation: Examples to choose the best epoch by.
         mapping: From an example to an image set and its label: the name of a class or its number, a list of names, a
-            float or a list of floats (regression), or (height, width) classes on the anchor's pixels, `IGNORED` (255)
-            where there is none. It is called for every example once for the label, and again when the images are used.
+            float or a list of floats (regression), or (height, width) classes on the anchor's pixels, an array or lists
+            of lists, `IGNORED` (255) where there is none. It is called for every example once for the label, and again
+            when the images are used.
         classes: Names of all classes; None takes those found in the training part.
         test: Examples for the scores to tell of; None if there are none.
 
@@ -314,10 +316,25 @@ def from_dataset(
         for index in range(len(examples)):
             image_set, label = mapping(examples[index])
             name = image_set.name or f"{split} {index}"
-            if isinstance(label, np.ndarray) and label.ndim == 2:
-                label = Mask(label, label != IGNORED, name)
+            if task != CLASSIFICATION:
+                label = _mask_of(label, name)
             found.append(LabelledFiles(name, partial(_mapped, mapping, examples, index), label, split))
     return assemble(task, found, classes, 0.0, 0)
+
+
+def _mask_of(label: Any, name: str) -> Any:
+    """Return (height, width) numbers, an array or lists of lists, as a mask; what is none of these as it is."""
+    try:
+        values = np.asarray(label)
+    except ValueError:  # of rows of unequal lengths
+        return label
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        return label
+    known = values != IGNORED
+    shown = values[known]
+    if not (np.isfinite(shown).all() and (shown == np.round(shown)).all()):
+        raise ValueError(f"{name}: its mask holds {shown[shown != np.round(shown)][0]:g}; classes are whole numbers.")
+    return Mask(values, known, name)
 
 
 def _mapped(mapping: Callable[[Any], tuple[ImageSet, Any]], examples: Any, index: int) -> ImageSet:
@@ -368,11 +385,15 @@ def assemble(
     """
     if not found:
         raise ValueError("There are no labelled images; give some to learn from.")
+    check_names(classes)
     problem = problem_of(task, found, classes)
     splits = _splits(found, problem, validation, seed)
-    for split in sorted(set(splits)) if task != CLASSIFICATION else ():
-        if not any(one.label.known.any() for one, own in zip(found, splits, strict=True) if own == split):
+    for split in sorted(set(splits)):
+        labels = [one.label for one, own in zip(found, splits, strict=True) if own == split]
+        if task != CLASSIFICATION and not any(label.known.any() for label in labels):
             raise ValueError(f"No pixel of the masks for {split} has a label; give some, or leave these masks out.")
+        if problem == MULTI and not any(keys_of(label) for label in labels):
+            raise ValueError(f"No set for {split} is of any class; give some that are, or split in another way.")
     names, numbers = encode_labels(problem, found, splits == "train", classes, change=task == CHANGE)
     every = LabelledSets([one.name for one in found], [one.read for one in found], numbers)
     parts = {split: every.select(np.flatnonzero(splits == split)) for split in SPLITS}
@@ -391,12 +412,18 @@ def _splits(found: Sequence[LabelledFiles], problem: str, share: float, seed: in
             raise ValueError(f"validation={share} must be a share of the sets, between 0 and 1.")
         generator = np.random.default_rng(seed)
         labels = [str(one.label) if problem == SINGLE and not isinstance(one.label, Mask) else "" for one in found]
+        classes = [keys_of(one.label) if problem != REGRESSION else set() for one in found]
         to_draw_from = np.flatnonzero(splits == "train").tolist()
+        left = Counter(key for index in to_draw_from for key in classes[index])
         for label in sorted({labels[index] for index in to_draw_from}):
             members = generator.permutation([index for index in to_draw_from if labels[index] == label])
             # One at least of each class is for each part, as long as there are two.
             count = min(max(1, round(share * len(members))), len(members) - 1)
-            splits[members[:count]] = "validation"
+            for index in members.tolist():
+                # What alone shows a class is learnt from.
+                if count and all(left[key] > 1 for key in classes[index]):
+                    splits[index], count = "validation", count - 1
+                    left.subtract(classes[index])
     for part in ("train", "validation"):
         if part not in splits:
             raise ValueError(f"No set of {len(found)} is for {part}; give more images, or split them yourself.")

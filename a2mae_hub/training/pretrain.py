@@ -36,7 +36,7 @@ from a2mae_hub.stssd.stream import ImageSetStream, load
 from a2mae_hub.whole_files import write_atomically
 
 from .augmentation import PretrainingCollator
-from .callbacks import ReconstructionFigures, SeedEveryStep, StopAtLostLoss
+from .callbacks import ReconstructionFigures, SeedEveryStep, StopAtLostLoss, known_reporters
 from .order import EndlessSets
 from .processes import check_divisible, share_batch
 
@@ -167,14 +167,15 @@ def pretrain(
     sets = EndlessSets(list(streams.values()), batch_size, model.config.patch_size, workers, first_step)
     arguments = _training_arguments(output, settings, save_steps, report_to)
     figures = ReconstructionFigures(output / "figures", _example(shards[0], processor), processor)
-    trainer = _SetTrainer(
-        model,
-        arguments,
-        sets,
-        data_collator=collator,
-        processing_class=processor,
-        callbacks=[SeedEveryStep(seed), StopAtLostLoss(), figures],
-    )
+    with known_reporters(arguments):
+        trainer = _SetTrainer(
+            model,
+            arguments,
+            sets,
+            data_collator=collator,
+            processing_class=processor,
+            callbacks=[SeedEveryStep(seed), StopAtLostLoss(), figures],
+        )
     if last is None or first_step < steps:
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))

@@ -125,12 +125,14 @@ class TaskTrainer(Trainer):
         super().__init__(model, args, collators[0], compute_metrics=self.scores, **kwargs)
         self.collators, self.data, self.layer_decay, self.values = collators, data, layer_decay, values
         self.head_learning_rate, self.mixup = head_learning_rate, mixup
+        self.judged: Any = self.eval_dataset
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the loader of the validation part, or of another one; neither is augmented."""
+        self.judged = self.eval_dataset if eval_dataset is None else eval_dataset
         self.data_collator = self.collators[1]
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -159,7 +161,7 @@ class TaskTrainer(Trainer):
         """Return the loss.
 
         Raises:
-            ValueError: If it is NaN or infinite in training; names the sets of the batch.
+            ValueError: If it is NaN or infinite; names the sets of the batch.
         """
         inputs = dict(inputs)
         indices = inputs.pop("indices")
@@ -173,10 +175,11 @@ class TaskTrainer(Trainer):
                 own, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             other = self.mixup.model.classification_loss(outputs.logits, labels[partners])
             loss = share * own + (1 - share) * other
-        if model.training and not torch.isfinite(loss):
-            names = [self.data.train.names[index] for index in indices.tolist()]
+        if not torch.isfinite(loss):
+            names = [(self.data.train if model.training else self.judged).names[index] for index in indices.tolist()]
+            when = f"at step {self.state.global_step + 1}" if model.training else f"after step {self.state.global_step}"
             raise ValueError(
-                f"The loss became {loss.item()} at step {self.state.global_step + 1}, in the batch of"
+                f"The loss became {loss.item()} {when}, in the batch of"
                 f" {', '.join(names)}; check the values and labels of these, or lower the learning rate in another"
                 " output folder."
             )

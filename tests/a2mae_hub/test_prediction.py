@@ -188,6 +188,21 @@ def test_what_a_checkpoint_does_not_make_is_refused(a2mae, checkpoint, scene, tm
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "nonsense"], "--device='nonsense' cannot be used"),
+        (["--window", "64"], "scores are made in one pass, without --window, --overlap and --precision"),
+        (["--precision", "bfloat16"], "scores are made in one pass"),
+    ],
+)
+def test_options_of_maps_are_refused_with_scores(a2mae, checkpoint, scene, tmp_path, options, message):
+    folder, scores = checkpoint(A2MAEForImageClassification, ["a", "b"]), tmp_path / "scores.csv"
+    code, _, err = a2mae("predict", folder, scene("scene.tif"), "-o", scores, *options)
+    assert (code, message in err, scores.exists()) == (2, True, False), err
+    assert a2mae("predict", folder, scene("scene.tif"), "-o", scores, "--device", "cpu")[0] == 0
+
+
 def test_a_checkpoint_of_no_task_is_refused(a2mae, scene, tmp_path):
     code, _, err = a2mae("predict", "a2mae-nano", scene("scene.tif"), "-o", tmp_path / "map.tif")
     assert code == 2

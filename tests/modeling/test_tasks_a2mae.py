@@ -472,6 +472,8 @@ def test_a_push_names_the_models_for_remote_code():
     assert named["AutoModelForImageClassification"] == "tasks_a2mae.A2MAEForImageClassification"
     assert named["AutoModelForSemanticSegmentation"] == "tasks_a2mae.A2MAEForSemanticSegmentation"
     assert named["AutoModelForPreTraining"] == "modeling_a2mae.A2MAEForPreTraining"
+    of_change = _model_classes(["A2MAEForChangeDetection"])
+    assert of_change == {**named, "AutoModelForSemanticSegmentation": "tasks_a2mae.A2MAEForChangeDetection"}
 
 
 def test_remote_code_carries_the_heads(tiny_model, tmp_path, monkeypatch):

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from a2mae_hub import Image, ImageSet, write_raster
-from a2mae_hub.training.label_files import check_grid, read_mask
-from a2mae_hub.training.labelled import IGNORED, from_dataset, read_labelled
+from a2mae_hub.training.label_files import LabelledFiles, check_grid, read_mask
+from a2mae_hub.training.labelled import IGNORED, assemble, from_dataset, read_labelled
 
 BANDS = ("B02", "B03", "B04", "B08")
 PLACE = {"crs": "EPSG:32631", "transform": (10.0, 0.0, 500_000.0, 0.0, -10.0, 4_600_000.0)}
@@ -295,6 +297,55 @@ def test_any_data_set_through_a_mapping():
     assert int(tested.test[0].image_set[0].pixels[0, 0, 0]) == 1005
 
 
+def mapped(task: str, train: list, validation: list, **settings):
+    """Sets of one image each, 8 × 8, with these labels."""
+
+    def mapping(label: object) -> tuple[ImageSet, object]:
+        return ImageSet([Image(np.full((1, 8, 8), 1500, np.uint16), ["B04"], "sentinel-2-l2a", gsd=10.0)]), label
+
+    return from_dataset(task, train, validation, mapping, **settings)
+
+
+def test_masks_may_be_lists_as_a_data_set_has_them():
+    rows = [np.eye(8, dtype=int).tolist(), np.full((8, 8), IGNORED).tolist(), np.zeros((8, 8)).tolist()]
+    data = mapped("segmentation", rows, rows[:1])
+    assert data.classes == ["0", "1"]
+    np.testing.assert_array_equal(data.train[0].label, np.eye(8))
+    assert (data.train[1].label == IGNORED).all()
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0, 2.0], [1, 0.5, 2], [1, 2, 0.5]])
+@pytest.mark.parametrize("classes", [None, ["height"]])
+def test_values_that_happen_to_be_whole_are_values(labels, classes):
+    data = mapped("classification", labels, [3.0], classes=classes)
+    assert (data.problem_type, data.classes) == ("regression", classes or ["value 0"])
+    np.testing.assert_array_equal(np.ravel(data.train.labels), labels)
+
+
+@given(
+    st.lists(st.frozensets(st.sampled_from("abcd"), max_size=3), min_size=3, max_size=12).filter(
+        lambda labels: any(labels)
+    ),
+    st.integers(0, 100),
+    st.sampled_from([0.2, 0.5]),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_alone_shows_a_class_is_never_drawn_for_validation(labels, seed, share):
+    """The truth: of every class that there is, the training part keeps an example."""
+    found = [LabelledFiles(str(place), lambda: None, sorted(label), None) for place, label in enumerate(labels)]
+    spare = [label for label in labels if all(sum(key in other for other in labels) > 1 for key in label)]
+    if not any(spare):
+        return
+    try:
+        data = assemble("classification", found, None, share, seed)
+    except ValueError as error:
+        # Only sets of no class were drawn.
+        assert "for validation" in str(error)
+        return
+    assert set(data.classes) == set().union(*labels)
+    assert 1 <= len(data.validation) <= max(1, round(share * len(labels)))
+
+
 def test_balanced_weights_are_those_of_scikit_learn(class_folders):
     from sklearn.utils.class_weight import compute_class_weight
 
@@ -476,3 +527,20 @@ def test_shards_without_labels_are_refused(tmp_path, make_set, write_shards):
 def test_shards_without_masks_of_their_first_image_are_refused(tmp_path, make_set, write_shards, masks, message):
     write_shards(tmp_path, [make_set(0)], columns=None if masks is None else {"mask": masks})
     refused(message, "segmentation", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "train", "validation", "settings", "message"),
+    [
+        ("classification", [["a"], ["b"]], [[], []], {}, "No set for validation is of any class; give some that are"),
+        ("classification", [[], []], [["a"]], {}, "No set for train is of any class"),
+        ("classification", [[1.5, 2.5]], [[0.5, 1.0]], {"classes": ["a"]}, r"classes=\['a'\]: .* 2 values each; give"),
+        ("classification", ["a", "b"], ["a"], {"classes": ["a", "b", "a"]}, "classes: 'a' is given twice; give every"),
+        ("segmentation", [np.eye(8)], [np.eye(8)], {"classes": ["x", "x"]}, "classes: 'x' is given twice"),
+        ("segmentation", [np.eye(8) / 2], [np.eye(8)], {}, "train 0: its mask holds 0.5; classes are whole numbers"),
+        ("segmentation", [[[1, 2], [3]] * 500], [np.eye(8)], {}, r"train 0: its label .{,80} suits no segmentation"),
+    ],
+)
+def test_labels_of_a_data_set_that_make_no_task_are_named(task, train, validation, settings, message):
+    with pytest.raises(ValueError, match=message):
+        mapped(task, train, validation, **settings)

@@ -72,3 +72,9 @@ def test_a_mistake_is_one_sentence(run):
     code, out, err = run("--mixup", "-1")
     assert (code, out) == (2, "")
     assert err == "a2mae: mixup=-1.0 must be 0, for none, or greater.\n"
+
+
+def test_a_class_of_two_names_is_a_mistake(run):
+    code, out, err = run("--classes", "0=bare,1=green,1=wood")
+    assert (code, out) == (2, "")
+    assert err == "a2mae: --classes 0=bare,1=green,1=wood: a number is given twice; give each class one name.\n"

@@ -15,7 +15,7 @@ from a2mae_hub import A2MAEForImageClassification, A2MAEForSemanticSegmentation,
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.training.callbacks import SeedEveryStep
 from a2mae_hub.training.finetune import finetune
-from a2mae_hub.training.labelled import from_dataset
+from a2mae_hub.training.labelled import LabelledData, from_dataset
 from a2mae_hub.training.task_batches import TaskCollator
 from a2mae_hub.training.task_models import parameter_groups
 from a2mae_hub.training.task_trainer import TaskTrainer
@@ -294,6 +294,53 @@ def test_a_lost_loss_names_the_sets_of_its_batch(observed, config, tmp_path, mon
     data = from_dataset("classification", range(4), range(4, 6), mapping)
     with pytest.raises(ValueError, match=r"loss became inf at step \d, in the batch of chip 3; check"):
         finetune(data, tmp_path / "run", config=config, batch_size=1, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [*((task, "full") for task in ("classification", "several", "regression", "segmentation")), ("change", "frozen")],
+)
+def test_a_loss_that_is_lost_in_the_last_step_is_no_result(labelled, config, tmp_path, task, mode):
+    data = labelled(task, judged=4)
+    with pytest.raises(ValueError, match=r"The loss became nan after step 1, in the batch of .+; check the values"):
+        finetune(data, tmp_path / "run", config=config, mode=mode, batch_size=12, epochs=1, learning_rate=1e30, seed=1)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_on_other_bands_or_pixels_is_another_run(config, tmp_path, observed):
+    def data(bands: list[str], seed: int, scale: float | None = None) -> LabelledData:
+        def mapping(number: int) -> tuple[ImageSet, str]:
+            image = observed(np.full((16, 16), number % 2), seed + number, bands)
+            return ImageSet([replace(image, scale=scale)], name=f"chip {number}"), "ab"[number % 2]
+
+        return from_dataset("classification", range(4), range(4, 6), mapping)
+
+    bands = ["B02", "B03", "B04"]
+    facts = {"config": config, "epochs": 1, "mode": "frozen"}
+    first = finetune(data(bands, 0), tmp_path / "run", **facts)
+    assert finetune(data(bands, 0), tmp_path / "run", **facts) == first
+    for other in (data(bands[:2], 0), data(bands[::-1], 0), data(bands, 9), data(bands, 0, scale=2e-4)):
+        with pytest.raises(ValueError, match="run: holds a run with other images, bands or labels; give what it was"):
+            finetune(other, tmp_path / "run", **facts)
+
+
+def test_images_that_are_half_without_data_are_learnt(config, tmp_path, observed, field):
+    """Crops of two patches fall on nothing again and again."""
+
+    def mapping(number: int) -> tuple[ImageSet, np.ndarray]:
+        image = observed(np.tile(field(number), (4, 4)), number)
+        image.pixels[:, :, 12:] = 0
+        return ImageSet([replace(image, nodata=0)]), np.tile(field(number), (4, 4)).astype(np.uint8)
+
+    data = from_dataset("segmentation", range(6), range(6, 8), mapping)
+    report = finetune(data, tmp_path / "run", config=config, epochs=3, side=2)
+    assert len(report["curve"]) == 6
+
+
+def test_what_is_reported_to_has_to_be_installed(labelled, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(ImportError, match="report_to=tensorboard: is not installed; pip install tensorboard, or"):
+        finetune(labelled(), tmp_path / "run", config=config, epochs=1, report_to="tensorboard")
 
 
 def test_what_a_worker_finds_wrong_is_one_sentence(observed, field, config, tmp_path):
