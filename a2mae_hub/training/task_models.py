@@ -11,7 +11,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from a2mae_hub.checkpoints import DEFAULT
-from a2mae_hub.inference import Checkpoint, load_checkpoint, quiet_loading
+from a2mae_hub.inference import MAX_TOKENS, Checkpoint, load_checkpoint, quiet_loading
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.sensors_a2mae import SENSORS
@@ -110,6 +110,12 @@ def make_model(
     if data.task != CLASSIFICATION:
         processor.size = None  # Maps are made on the pixels that images have.
     elif size is not None:
+        count = (-(-size // own.patch_size)) ** 2
+        if count > MAX_TOKENS:
+            raise ValueError(
+                f"size={size}: makes {count} patches of {own.patch_size} × {own.patch_size} pixels of every image, more"
+                f" than the {MAX_TOKENS} of one pass; give a smaller one."
+            )
         processor = A2MAEImageProcessor(own.patch_size, size, processor.sensors)
     notes = [
         f"{sensor.name}: a sensor that the checkpoint does not name; known by its wavelengths." for sensor in added
