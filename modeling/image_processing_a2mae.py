@@ -322,8 +322,8 @@ class A2MAEImageProcessor(BaseImageProcessor):
             height, width = image.pixels.shape[1:]
             if target is None and min(height, width) < self.patch_size:
                 raise ValueError(
-                    f"{label} is {height} by {width} pixels, smaller than one patch of {self.patch_size}: read a larger "
-                    "window, or, where no map is to be made, pass size= to resample it."
+                    f"{label} is {height} by {width} pixels, smaller than one patch of {self.patch_size}: read a "
+                    "larger window, or, where no map is to be made, pass size= to resample it."
                 )
             images.append(image)
         return images

@@ -323,7 +323,7 @@ def test_a_damaged_checkpoint_is_one_sentence(a2mae, tmp_path, checkpoint, file,
 @pytest.mark.parametrize("arguments", [["embed", "-o", "x.npz"], ["embed", "x.tif"], ["embed", "--depth"], ["paint"]])
 def test_a_command_line_that_makes_no_sense_ends_with_code_2_and_the_usage(a2mae, arguments):
     told = a2mae(*arguments)
-    assert told.code == 2 and "Usage: a2mae" in told.err and "Traceback" not in told.err
+    assert told.code == 2 and re.search("Usage: .*a2mae", told.err) and "Traceback" not in told.err
 
 
 def test_a_place_beyond_the_poles_is_refused():

@@ -460,7 +460,7 @@ def bad(message, given=None, **changes):
         bad("image 0 names band B04 of sentinel-2-l2a more than once", bands=["B04", "red", "B02"]),
         bad("image 0 has 3 bands of pixels but 2 band names .B04, B03.", bands=["B04", "B03"]),
         bad("image 0 names no band at all", bands=[]),
-        bad("image 0 is 8 by 32 pixels, smaller than one patch of 16: read a larger window, or, .* pass size=", pixels=stored(3, 8, 32)),
+        bad("image 0 is 8 by 32 pixels, .* of 16: read a larger window, or, .* size=", pixels=stored(3, 8, 32)),
         bad("image 0 has a valid mask of shape", valid=np.ones((3, 3), bool)),
         bad("image 0 holds no valid pixel", valid=np.zeros((32, 32), bool)),
         bad("image 0 holds no valid pixel", pixels=np.zeros((3, 32, 32), np.uint8), nodata=0),
