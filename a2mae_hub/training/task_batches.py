@@ -145,7 +145,6 @@ def cut_out(
         return image_set, label
     # On whole pixels of the anchor.
     sides = [round(share * side) for share, side in zip(shares, label.shape, strict=True)]
-    labelled = np.flatnonzero(label != IGNORED)
 
     def window(shape: Sequence[int], starts: Sequence[float]) -> tuple[slice, slice]:
         spans = [max(min(patch_size, side), round(share * side)) for share, side in zip(shares, shape, strict=True)]
@@ -155,7 +154,8 @@ def cut_out(
 
     for draw in range(_DRAWS):
         firsts = [int(generator.integers(whole - side + 1)) for whole, side in zip(label.shape, sides, strict=True)]
-        if draw >= _DRAWS // 2 and len(labelled):
+        labelled = np.flatnonzero(label != IGNORED) if draw >= _DRAWS // 2 else ()
+        if len(labelled):
             centre = np.unravel_index(generator.choice(labelled), label.shape)
             firsts = [
                 int(np.clip(at - side // 2, 0, whole - side))
@@ -163,7 +163,7 @@ def cut_out(
             ]
         starts = [first / whole for first, whole in zip(firsts, label.shape, strict=True)]
         part = label[window(label.shape, starts)]
-        if len(labelled) and not (part != IGNORED).any():
+        if not (part != IGNORED).any() and (label != IGNORED).any():
             continue
         images = [cut_image(image, *window(image.pixels.shape[1:], starts)) for image in image_set]
         if all(image.valid_values().any() for image in images):
