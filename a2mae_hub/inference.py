@@ -317,6 +317,11 @@ def reconstruct(
     return images[0], masks[0]
 
 
+def architectures_of(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the model classes that a checkpoint says it is of."""
+    return A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []
+
+
 def usable_device(device: str | None) -> torch.device:
     """Return a device by the name that torch gives it; None takes a GPU where there is one.
 

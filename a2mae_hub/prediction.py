@@ -21,7 +21,6 @@ import torch
 from . import inference
 from .images import ImageSet
 from .modeling import tasks_a2mae
-from .modeling.configuration_a2mae import A2MAEConfig
 from .modeling.image_processing_a2mae import A2MAEImageProcessor
 from .modeling.tasks_a2mae import A2MAEForImageClassification, A2MAETaskModel
 from .scene_files import Scene
@@ -74,7 +73,7 @@ def load_task_checkpoint(name: str | os.PathLike[str]) -> TaskCheckpoint:
     loaded = inference.load_checkpoint(name)
     folder = loaded.model.name_or_path
     known = {cls: getattr(tasks_a2mae, cls) for cls in tasks_a2mae.__all__}
-    architecture = next(iter(A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []), None)
+    architecture = next(iter(inference.architectures_of(folder)), None)
     if architecture not in known:
         raise ValueError(f"{name}: is not fine-tuned for a task ({architecture}); `a2mae finetune` does that.")
     with inference.quiet_loading():

@@ -23,10 +23,9 @@ from huggingface_hub.hf_api import RepoFile
 from a2mae_hub import modeling
 from a2mae_hub.checkpoints import checkpoint as embedded_checkpoint
 from a2mae_hub.checkpoints import embedded
-from a2mae_hub.inference import load_checkpoint
+from a2mae_hub.inference import architectures_of, load_checkpoint
 from a2mae_hub.model_cards import model_card, shown_name
 from a2mae_hub.modeling import modeling_a2mae, tasks_a2mae
-from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 
 from .hub_errors import PATIENCE, in_plain_words, without_tokens
 
@@ -166,8 +165,7 @@ def plan_model(
     }
     for name in {"training.json", "finetuning.json"} & contents.keys():
         contents[name] = _without_paths(folder / name)
-    architectures = A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []
-    contents["config.json"] = _with_auto_map(folder / "config.json", _model_classes(architectures))
+    contents["config.json"] = _with_auto_map(folder / "config.json", _model_classes(architectures_of(folder)))
     processors = {"AutoImageProcessor": "image_processing_a2mae.A2MAEImageProcessor"}
     contents["preprocessor_config.json"] = _with_auto_map(folder / "preprocessor_config.json", processors)
     contents |= {path.name: path for path in Path(modeling.__path__[0]).glob("*_a2mae.py")}

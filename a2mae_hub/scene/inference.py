@@ -300,7 +300,7 @@ class _Job:
         started = time.perf_counter()
         check_format(path, layout.crs)
         check_not_an_image(path, self.scenes)
-        place = usable_device(device or _default_device(precision))
+        place = usable_device(device or ("cpu" if precision == "int8" else None))
         self.checkpoint.model.to(place)
         work = Work(path, self._settings(type(answers).__name__, precision))
         with work.alone():
@@ -462,11 +462,6 @@ class _Steps:
             return
         self.prepared += len(batch)
         yield _Step(block, windows, sets, inputs)
-
-
-def _default_device(precision: Precision) -> str:
-    """Return a GPU where there is one that can do it."""
-    return "cuda" if torch.cuda.is_available() and precision != "int8" else "cpu"
 
 
 AnyCheckpoint = TypeVar("AnyCheckpoint", Checkpoint, TaskCheckpoint)

@@ -390,13 +390,8 @@ def _begin(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     for key, value in ours.items():
         before = found["settings"].get(key)
         if before != value:
-            told = (
-                "other images, bands or labels"
-                if key == "data"
-                else "another configuration"
-                if key == "config"
-                else f"{key}={before!r}"
-            )
+            in_words = {"data": "other images, bands or labels", "config": "another configuration"}
+            told = in_words.get(key, f"{key}={before!r}")
             raise ValueError(
                 f"{output}: holds a run with {told}; give what it was begun with to go on with it, or another folder."
             )

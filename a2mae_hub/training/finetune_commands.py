@@ -144,9 +144,9 @@ def finetune(
         raise typer.Exit(130) from None
     for note in report["notes"]:
         typer.echo(f"a2mae: {note}", err=True)
-    noun = ("value", "values") if labelled.problem_type == "regression" else ("class", "classes")
-    told = f"{output}: {len(report['classes'])} {noun[len(report['classes']) != 1]}"
-    told += f", {len(labelled.train)} image sets trained on"
+    one, several = ("value", "values") if labelled.problem_type == "regression" else ("class", "classes")
+    count = len(report["classes"])
+    told = f"{output}: {count} {one if count == 1 else several}, {len(labelled.train)} image sets trained on"
     for part, scores in (("validation", report["scores"]), ("test", report["test_scores"])):
         if scores is not None:
             named = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from a2mae_hub.inference import architectures_of
 from a2mae_hub.model_cards import model_card, shown_name
 from a2mae_hub.whole_files import write_atomically
 
@@ -68,7 +69,7 @@ def write_card(folder: Path, report: Mapping[str, Any]) -> None:
         )
     else:
         judged += ", by which the best epoch was chosen; none of them was trained on."
-    [architecture] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    [architecture] = architectures_of(folder)
     usage = _usage(settings["task"], f"owner/{folder.absolute().name}", architecture)
     text = _with_section(text, "How to use it", usage)
     table = text[text.index("| task |", text.index("\n## Results\n")) :].split("\n## ", 1)[0].strip()

@@ -11,6 +11,8 @@ import numpy as np
 
 from .label_files import CLASSIFICATION, IGNORED, MULTI, REGRESSION, SINGLE, LabelledFiles, Mask
 
+_SEVERAL = (list, tuple, set, np.ndarray)
+
 
 def check_names(classes: Sequence[str] | Mapping[int, str] | None) -> None:
     """Raise ValueError where two classes have one name."""
@@ -50,8 +52,7 @@ def _kind(label: Any, has_classes: bool) -> str | None:
     """Return the problem type of one label, "mask" of a mask, None of what is no label."""
     if isinstance(label, Mask):
         return "mask"
-    is_list = isinstance(label, (list, tuple, set, np.ndarray))
-    parts = list(label) if is_list else [label]
+    is_list, parts = isinstance(label, _SEVERAL), _parts(label)
     if all(isinstance(part, str) for part in parts):
         return MULTI if is_list else SINGLE
     if not _is_numeric(label):
@@ -62,9 +63,14 @@ def _kind(label: Any, has_classes: bool) -> str | None:
     return REGRESSION
 
 
+def _parts(label: Any) -> list[Any]:
+    """Return what a label is made of: itself, or what it lists."""
+    return list(label) if isinstance(label, _SEVERAL) else [label]
+
+
 def _is_numeric(label: Any) -> bool:
     """Return whether a label is a finite number, or several and nothing else."""
-    parts = list(label) if isinstance(label, (list, tuple, set, np.ndarray)) else [label]
+    parts = _parts(label)
     return bool(parts) and all(isinstance(part, Real) and np.isfinite(float(part)) for part in parts)
 
 
@@ -108,8 +114,6 @@ def encode_labels(
     keys = [keys_of(one.label) for one in found]
     is_mask = isinstance(found[0].label, Mask)
     known = _names(keys, is_train, classes, is_mask, change)
-    if not known:
-        raise ValueError("The labels of the training part hold no class; give some.")
     trained: set[Any] = set()
     way_out = ("split in another way" if classes is None else "name it among classes") + ", or leave it out."
     for one, own, learnt in zip(found, keys, is_train, strict=True):
@@ -139,8 +143,7 @@ def keys_of(label: Any) -> set[Any]:
     """Return the classes of a label as they are written: texts, or whole numbers."""
     if isinstance(label, Mask):
         return set(label.numbers)
-    parts = label if isinstance(label, (list, tuple, set, np.ndarray)) else [label]
-    return {part if isinstance(part, str) else int(part) for part in parts}
+    return {part if isinstance(part, str) else int(part) for part in _parts(label)}
 
 
 def _names(

@@ -273,11 +273,22 @@ def read_mask(path: str | os.PathLike[str], band: int = 1, ignore: Sequence[floa
             grid = Grid(dataset.height, dataset.width, tuple(dataset.transform)[:6], crs)
     except RasterioError as error:
         raise ValueError(f"{path}: cannot be read as a mask ({one_line(error)}).") from error
-    known = np.isfinite(values) & ~np.isin(values, [*ignore, *([] if nodata is None else [nodata])])
+    return mask_of(values, [*ignore, *([] if nodata is None else [nodata])], os.fspath(path)), grid
+
+
+def mask_of(values: np.ndarray, ignore: Sequence[float], source: str) -> Mask:
+    """Return (height, width) numbers as a mask; those to ignore, and NaN, mean "no label".
+
+    Raises:
+        ValueError: If it holds numbers that are not whole; names the source.
+    """
+    known = np.isfinite(values) & ~np.isin(values, ignore)
     whole = np.where(known, values, 0)
-    if (whole != np.round(whole)).any():
-        raise ValueError(f"{path}: holds {whole[whole != np.round(whole)][0]:g}, and classes are whole numbers.")
-    return Mask(whole.astype(np.int64), known, os.fspath(path)), grid
+    if whole.dtype.kind == "f":
+        if (whole != np.round(whole)).any():
+            raise ValueError(f"{source}: holds {whole[whole != np.round(whole)][0]:g}, and classes are whole numbers.")
+        whole = whole.astype(np.int64)
+    return Mask(whole, known, source)
 
 
 def stored_mask(stored: Any, shape: tuple[int, int], source: str, ignore: Sequence[float] = ()) -> Mask:
@@ -299,7 +310,7 @@ def stored_mask(stored: Any, shape: tuple[int, int], source: str, ignore: Sequen
             " `mask.astype('uint8').tobytes()` of a mask on these."
         )
     values = np.frombuffer(stored, np.uint8).reshape(shape)
-    return Mask(values, ~np.isin(values, [*ignore, IGNORED]), source)
+    return mask_of(values, [*ignore, IGNORED], source)
 
 
 def check_grid(mask: str, mask_grid: Grid, image: str, image_grid: Grid) -> None:

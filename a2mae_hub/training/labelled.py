@@ -33,6 +33,7 @@ from .label_files import (
     find_masked_images,
     find_split_folders,
     find_table_rows,
+    mask_of,
     split_named,
     stored_mask,
 )
@@ -330,11 +331,7 @@ def _mask_of(label: Any, name: str) -> Any:
         return label
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         return label
-    known = values != IGNORED
-    shown = values[known]
-    if not (np.isfinite(shown).all() and (shown == np.round(shown)).all()):
-        raise ValueError(f"{name}: its mask holds {shown[shown != np.round(shown)][0]:g}; classes are whole numbers.")
-    return Mask(values, known, name)
+    return mask_of(values, [IGNORED], name)
 
 
 def _mapped(mapping: Callable[[Any], tuple[ImageSet, Any]], examples: Any, index: int) -> ImageSet:

@@ -48,8 +48,6 @@ class TaskCollator:
         generators = [np.random.default_rng((self.seed, one.epoch, one.index)) for one in examples]
         is_map = labels[0].ndim == 2
         patch = self.processor.patch_size
-        if is_map:
-            self._check_sizes(sets)
         if self.augment and is_map:
             sides = (self.side * patch, self.side * patch)
             cut = [cut_out(*one, sides, patch) for one in zip(sets, labels, generators, strict=True)]
@@ -68,19 +66,6 @@ class TaskCollator:
         batch["labels"] = _stacked(labels) if is_map else np.stack(labels)
         batch["indices"] = np.array([one.index for one in examples], np.int64)
         return {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in batch.items()}
-
-    def _check_sizes(self, sets: Sequence[ImageSet]) -> None:
-        """Refuse images that are smaller than a patch in a sentence that suits maps, which resample nothing."""
-        patch = self.processor.patch_size
-        for image_set in sets:
-            for image in image_set:
-                height, width = image.pixels.shape[1:]
-                if min(height, width) < patch:
-                    raise ValueError(
-                        f"{image.source or image_set.name or 'An image'}: is {height} × {width} pixels, smaller than"
-                        f" one patch of {patch}, and maps are made on the pixels that images have; leave it out, or"
-                        " give a larger image."
-                    )
 
 
 def _stacked(labels: Sequence[np.ndarray]) -> np.ndarray:

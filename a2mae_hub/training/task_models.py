@@ -11,7 +11,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from a2mae_hub.checkpoints import DEFAULT
-from a2mae_hub.inference import MAX_TOKENS, Checkpoint, load_checkpoint, quiet_loading
+from a2mae_hub.inference import MAX_TOKENS, Checkpoint, architectures_of, load_checkpoint, quiet_loading
 from a2mae_hub.modeling.configuration_a2mae import A2MAEConfig
 from a2mae_hub.modeling.image_processing_a2mae import A2MAEImageProcessor
 from a2mae_hub.modeling.sensors_a2mae import SENSORS
@@ -128,12 +128,11 @@ def make_model(
 def _keep_head(model: A2MAETaskModel, loaded: Checkpoint, data: LabelledData) -> bool:
     """Give a model the head of the checkpoint, if it is one for the same; return whether it was."""
     folder = loaded.model.name_or_path
-    architectures = A2MAEConfig.get_config_dict(folder)[0].get("architectures") or []
     is_same = all(
         getattr(loaded.model.config, name) == getattr(model.config, name) for name in ("id2label", "problem_type")
     )
     # Values are standardised anew by those of the data.
-    if type(model).__name__ not in architectures or not is_same or data.problem_type == REGRESSION:
+    if type(model).__name__ not in architectures_of(folder) or not is_same or data.problem_type == REGRESSION:
         return False
     with quiet_loading():
         tuned, report = type(model).from_pretrained(folder, output_loading_info=True)

@@ -308,10 +308,12 @@ def mapped(task: str, train: list, validation: list, **settings):
 
 def test_masks_may_be_lists_as_a_data_set_has_them():
     rows = [np.eye(8, dtype=int).tolist(), np.full((8, 8), IGNORED).tolist(), np.zeros((8, 8)).tolist()]
+    rows[2][0][:2] = float("nan"), float("inf")
     data = mapped("segmentation", rows, rows[:1])
     assert data.classes == ["0", "1"]
     np.testing.assert_array_equal(data.train[0].label, np.eye(8))
     assert (data.train[1].label == IGNORED).all()
+    assert data.train[2].label[0].tolist() == [IGNORED, IGNORED, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("labels", [[0.5, 1.0, 2.0], [1, 0.5, 2], [1, 2, 0.5]])
@@ -537,7 +539,7 @@ def test_shards_without_masks_of_their_first_image_are_refused(tmp_path, make_se
         ("classification", [[1.5, 2.5]], [[0.5, 1.0]], {"classes": ["a"]}, r"classes=\['a'\]: .* 2 values each; give"),
         ("classification", ["a", "b"], ["a"], {"classes": ["a", "b", "a"]}, "classes: 'a' is given twice; give every"),
         ("segmentation", [np.eye(8)], [np.eye(8)], {"classes": ["x", "x"]}, "classes: 'x' is given twice"),
-        ("segmentation", [np.eye(8) / 2], [np.eye(8)], {}, "train 0: its mask holds 0.5; classes are whole numbers"),
+        ("segmentation", [np.eye(8) / 2], [np.eye(8)], {}, "train 0: holds 0.5, and classes are whole numbers"),
         ("segmentation", [[[1, 2], [3]] * 500], [np.eye(8)], {}, r"train 0: its label .{,80} suits no segmentation"),
     ],
 )
